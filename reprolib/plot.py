@@ -1,0 +1,87 @@
+"""Figures that read on light and dark pages, with a caption and a text alternative that cannot be forgotten."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from reprolib.show import display
+
+BLUE, VERMILLION, GREEN, PURPLE = COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+DPI = 72  # a figure's inches are CSS pixels / DPI; pictures are stored at twice that
+STYLE: dict[Any, Any] = {
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.figsize": (7.0, 3.6),
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "image.cmap": "cividis",
+    "svg.hashsalt": "reprolib",
+}
+
+
+def use_style() -> None:
+    """Set the book's look for all figures that follow."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(STYLE)
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=list(COLOURS))
+
+
+def png(fig: Any, colours: int = 64, scale: float = 2.0) -> bytes:
+    """A figure as a small PNG: ``scale`` pixels per CSS pixel, at most ``colours`` colours; closes the figure."""
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=DPI * scale, metadata={"Software": None})
+    plt.close(fig)
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def require_words(**texts: str) -> None:
+    """Refuse a figure without a name, a caption or a text alternative of at least 20 characters.
+
+    Raises:
+        ValueError: Names the one that is missing.
+    """
+    for key, text in texts.items():
+        least = 20 if key == "alt" else 1
+        if not isinstance(text, str) or len(text.strip()) < least:
+            raise ValueError(f"A figure needs {key}= with at least {least} character(s); got {text!r}.")
+
+
+def figure(fig: Any, *, name: str, caption: str, alt: str, colours: int = 64) -> None:
+    """Show a matplotlib figure and close it.
+
+    Args:
+        fig: The figure.
+        name: Its anchor on the page, unique in the chapter, for example ``fig-gain``.
+        caption: What it shows; Markdown.
+        alt: What a reader who cannot see it must know, at least 20 characters.
+        colours: Size of the picture's palette; photographs need 256.
+
+    Raises:
+        ValueError: ``name``, ``caption`` or ``alt`` is missing or too short.
+    """
+    require_words(name=name, caption=caption, alt=alt)
+    width, height = (round(inches * DPI) for inches in fig.get_size_inches())
+    data = png(fig, colours)
+    words = {"kind": "figure", "name": name, "caption": caption, "alt": alt}
+    display(
+        {"image/png": data, "text/plain": f"Figure: {caption} {alt}"},
+        {"image/png": {"width": width, "height": height}, "reprolib": words},
+    )
