@@ -121,8 +121,8 @@ def _run_each(chosen: list[ChapterFile], args: Args) -> int:
                 cost = f"{record['wall_seconds']:.0f} s  {record['peak_ram_mb']} MB"
                 _line(f"{slug}  {args.scale}  {cost}  {report.summary(record)}{'' if keep else '  (not stored)'}")
         except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)  # first, so that no waiting chapter takes a free place
             runner.stop_all()
-            pool.shutdown(wait=True, cancel_futures=True)
             raise
     return min(failures, 1)
 
@@ -168,7 +168,7 @@ def _lint(args: Args) -> int:
 
     top = project.root()
     paths = {project.find(slug).path for slug in args.slugs}
-    problems = [p for p in lint.lint_all(top) if not paths or p.path in paths]
+    problems = [p for p in lint.lint_all(top) if not paths or top / p.path in paths]
     for problem in problems:
         print(problem)
     n = len(paths) or len(project.chapters())
