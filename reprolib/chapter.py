@@ -44,9 +44,11 @@ def pick_device(name: str, scale: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if scale == "full" and cuda else "cpu")
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise ReproError(f"The device (REPRO_DEVICE or --device) must be auto, cpu or cuda; got {name!r}.") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ReproError(f"The device (REPRO_DEVICE or --device) must be auto, cpu or cuda; got {name!r}.")
     if device.type == "cuda" and not cuda:
         raise ReproError(f"Device {name} was asked for, but torch {torch.__version__} sees no GPU here; use cpu.")
     return device

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import http.client
 import os
 import struct
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,9 +81,12 @@ def idx(path: Path) -> np.ndarray:
     Raises:
         ReproError: It is not such a file.
     """
-    raw = gzip.decompress(path.read_bytes())
-    magic, dimensions = raw[:3], raw[3]
-    shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
+    try:
+        raw = gzip.decompress(path.read_bytes())
+        magic, dimensions = raw[:3], raw[3]
+        shape = struct.unpack(f">{dimensions}I", raw[4 : 4 + 4 * dimensions])
+    except (gzip.BadGzipFile, EOFError, zlib.error, IndexError, struct.error) as error:
+        raise ReproError(f"{path} is not an IDX file of unsigned bytes ({error}).") from None
     if magic != b"\x00\x00\x08" or len(raw) != 4 + 4 * dimensions + int(np.prod(shape)):
         raise ReproError(f"{path} is not an IDX file of unsigned bytes.")
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape).copy()
@@ -109,7 +114,7 @@ def fetch(file: RemoteFile, timeout: float = 30.0) -> Path:
                     break
         _verified(part, file, "Nothing was kept; try again later.")
         os.replace(part, cached)
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+    except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise ReproError(
             f"{file.path} could not be downloaded from {file.url} ({error}). "
             "Go online, or set REPRO_DATA to a folder that holds it."

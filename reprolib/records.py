@@ -13,8 +13,8 @@ from reprolib import claims, notebook
 from reprolib.project import ChapterFile, ReproError
 
 SCHEMA = 1
-KEYS: tuple[str, ...] = ("schema", "slug", "scale", "seed", "code_hash", "date", "wall_seconds", "peak_ram_mb", "device", "threads")
-KEYS += ("runner", "versions", "sizes", "claims", "numbers", "digest")
+KEYS: tuple[str, ...] = ("schema", "slug", "scale", "seed", "code_hash", "date", "wall_seconds", "peak_ram_mb")
+KEYS += ("device", "threads", "runner", "versions", "sizes", "claims", "numbers", "digest")
 Record = dict[str, Any]
 
 
@@ -30,25 +30,38 @@ def digest(record: Record) -> str:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file so that at every moment the old or the new content is whole, whatever kills the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    write_together({path: text})
+
+
+def write_together(files: dict[Path, str]) -> None:
+    """Write several files, each atomically, and none before all have found room on the disk."""
+    parts: dict[Path, Path] = {}
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        for path, text in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{path.name}.*.part"):  # by a writer that was killed
+                left.unlink(missing_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+            parts[path] = Path(name)
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o644)
+        for path, part in parts.items():
+            os.replace(part, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
         raise
 
 
-def write(path: Path, record: Record) -> Record:
-    """Seal a record with its digest and write it atomically; returns the sealed record."""
+def write(path: Path, record: Record, also: dict[Path, str] | None = None) -> Record:
+    """Seal a record with its digest and write it atomically, with other files or not at all; returns the sealed one."""
     sealed = {**record, "schema": SCHEMA}
     sealed["digest"] = digest(sealed)
-    write_atomic(path, json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_together({**(also or {}), path: text})
     return sealed
 
 
@@ -73,6 +86,8 @@ def read(path: Path) -> Record:
     if record["digest"] != digest(record):
         raise RecordError(f"The record {path} does not fit its digest: it was edited by hand. {again}")
     for claim in record["claims"]:
+        if claim["criterion"]["kind"] not in claims.CRITERIA:
+            raise RecordError(f"The record {path}: claim {claim['id']} has a criterion this reprolib lacks. {again}")
         if claims.verdict_of(claim) != claim["verdict"]:
             raise RecordError(f"The record {path}: claim {claim['id']} has a verdict its values do not give. {again}")
     return record
@@ -89,12 +104,13 @@ def staleness(chapter: ChapterFile, scale: str) -> str | None:
         return "missing"
     try:
         record = read(path)
+        shown = beside(chapter) if scale == "quick" else None
     except RecordError as error:
         return f"unreadable: {error}"
     nb = notebook.read(chapter.path)
     if record["code_hash"] != notebook.code_hash(nb):
         return "stale: the chapter's code changed since this run"
-    if scale == "quick" and record.get("beside") != beside(chapter):
+    if scale == "quick" and record.get("beside") != shown:
         return "stale: the full record changed since the verdict table was made"
     return None
 
@@ -118,7 +134,7 @@ def compare(fresh: Record, stored: Record) -> list[str]:
     new = {c["id"]: c for c in fresh["claims"]}
     if list(old) != list(new):
         found.append(f"claims are {', '.join(new)}; the stored record has {', '.join(old)}")
-    for key in old.keys() & new.keys():
+    for key in (k for k in old if k in new):
         a, b = new[key], old[key]
         if a["verdict"] != b["verdict"]:
             found.append(f"claim {key}: {a['verdict']}, stored {b['verdict']}")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -85,9 +86,9 @@ def run(
             raise ReproError(f"{chapter.slug} was edited while it ran; run it again.")
         if not keep:
             return {**record, "schema": records.SCHEMA, "digest": ""}
-        if jupyter and scale == "quick":
-            records.write_atomic(chapter.path, (place / "out.ipynb").read_text(encoding="utf-8"))
-        return records.write(chapter.record(scale), record)
+        refreshed = {chapter.path: place / "out.ipynb"} if jupyter and scale == "quick" else {}
+        also = {path: new.read_text(encoding="utf-8") for path, new in refreshed.items()}
+        return records.write(chapter.record(scale), record, also)
 
 
 @contextlib.contextmanager
@@ -114,7 +115,7 @@ def _work(
     env |= {"REPRO_ROOT": str(chapter.root), "PYTHONHASHSEED": "0", "MPLBACKEND": "agg"}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
     how = "jupyter" if jupyter else "plain"
-    command = [sys.executable, "-m", "reprolib.runner", how, str(chapter.path), str(place)]
+    command = [sys.executable, "-m", "reprolib.runner", how, str(chapter.path), str(place), str(os.getpid())]
     with (place / "log").open("w") as log:
         worker = subprocess.Popen(
             command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
@@ -148,9 +149,9 @@ def stop_all() -> None:
         _kill(worker)
 
 
-def _worker(how: str, path: Path, place: Path) -> None:
+def _worker(how: str, path: Path, place: Path, parent: int) -> None:
     """What runs in the process of its own: execute the notebook, leave ``out.ipynb`` or ``error``."""
-    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_with, args=(parent, place), daemon=True).start()
     try:
         _plain(path) if how == "plain" else _jupyter(path, place)
     except NotebookError as error:
@@ -158,16 +159,20 @@ def _worker(how: str, path: Path, place: Path) -> None:
         raise SystemExit(1) from error
 
 
-def _die_with(parent: int) -> None:
+def _die_with(parent: int, place: Path) -> None:
+    """Wait until the process that started us is gone (before our first line, perhaps), tidy up and go too."""
     while os.getppid() == parent:
-        time.sleep(1)
+        time.sleep(0.5)
+    shutil.rmtree(place, ignore_errors=True)
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
 def _plain(path: Path) -> None:
     """Execute the code cells in order in one namespace; what they show is printed."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    for number, text, _ in notebook.code_cells(notebook.read(path)):
+    cells = notebook.code_cells(notebook.read(path))
+    os.chdir(path.parent)  # as Jupyter does
+    for number, text, _ in cells:
         notebook.execute(text, namespace, path, number)
 
 
@@ -213,4 +218,4 @@ def _steady(nb: Any) -> str:
 
 
 if __name__ == "__main__":
-    _worker(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    _worker(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

@@ -43,7 +43,7 @@ def approx(x: float, digits: int = 3, *, signed: bool = False, percent: bool = F
     if not math.isfinite(value):
         return f"{APPROX}{value}"
     sign = "+" if signed else ""
-    whole = 10**digits <= abs(value) < 10**9
+    whole = 10**digits - 0.5 <= abs(value) < 10**9  # else 999.7 would read 1e+03
     text = f"{value:{sign},.0f}" if whole else f"{value:{sign}.{digits}g}"
     return f"{APPROX}{text}{' %' if percent else ''}"
 

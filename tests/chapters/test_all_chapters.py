@@ -1,0 +1,61 @@
+"""Every chapter of the book: its stored record fits it, is small enough, and is what a fresh run gives."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from reprolib import cli, notebook, project, records
+
+ROOT = Path(__file__).resolve().parents[2]
+CHAPTERS = project.chapters(ROOT)
+
+
+@pytest.fixture(params=CHAPTERS, ids=[c.slug for c in CHAPTERS])
+def chapter(request, monkeypatch):
+    monkeypatch.setenv("REPRO_ROOT", str(ROOT))
+    return request.param
+
+
+def outputs_of(nb, call):
+    """The text shown by the cells whose last line is ``call``."""
+    cells = [c for c in nb["cells"] if c["cell_type"] == "code" and notebook.source(c).strip().endswith(call)]
+    data = [o["data"] for c in cells for o in c["outputs"] if "data" in o]
+    return ["".join(d.get("text/markdown") or d["text/plain"]) for d in data]
+
+
+def test_the_book_has_chapters_and_each_slug_once():
+    assert CHAPTERS and len({c.slug for c in CHAPTERS}) == len(CHAPTERS)
+
+
+def test_the_stored_quick_record_exists_and_fits_the_code(chapter):
+    assert records.staleness(chapter, "quick") is None
+    assert records.staleness(chapter, "full") in (None, "missing")
+
+
+def test_a_quick_run_is_quick_and_the_notebook_small(chapter):
+    record = records.read(chapter.record("quick"))
+    assert record["seed"] == 0 and record["scale"] == "quick" and record["device"].startswith("cpu: ")
+    assert record["wall_seconds"] <= 60 and record["peak_ram_mb"] <= 2000
+    assert chapter.path.stat().st_size <= 300_000
+
+
+def test_the_verdicts_on_the_page_are_those_of_the_record(chapter):
+    record = records.read(chapter.record("quick"))
+    (shown,) = outputs_of(notebook.read(chapter.path), "ch.verdicts()")
+    quick = {
+        cells[1].strip("* "): cells[4].split(":")[0].strip("* ")
+        for cells in (re.split(r"(?<!\\)\|", line) for line in shown.splitlines()[2:])
+    }
+    assert quick == {c["id"]: c["verdict"] for c in record["claims"]}
+
+
+def test_every_number_of_the_record_is_of_this_chapter(chapter):
+    record = records.read(chapter.record("quick"))
+    assert record["slug"] == chapter.slug and record["claims"]
+    assert json.loads(chapter.record("quick").read_text(encoding="utf-8")) == record
+
+
+def test_a_fresh_run_without_jupyter_agrees_with_the_stored_record(chapter):
+    assert cli.check(chapter, jupyter=False) == []

@@ -1,0 +1,279 @@
+"""The built site as a reader meets it in Chromium: on a desk, on a phone, in both themes, with and without scripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from reprolib import project
+
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+THEMES = ("light", "dark")
+CONTRAST = """(element) => {
+    const light = (color) => {
+        const [r, g, b] = color.match(/[\\d.]+/g).slice(0, 3).map((v) => v / 255)
+            .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const style = getComputedStyle(element);
+    const [low, high] = [light(style.color), light(style.backgroundColor)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+}"""
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator[Open]:
+    """Opens a page of the site in a browser of its own; problems it meets are listed in ``page.problems``."""
+    contexts = []
+
+    def visit(path: str = "", theme: str = "light", viewport: dict[str, int] = DESK, scripts: bool = True) -> Page:
+        context = browser.new_context(viewport=viewport, java_script_enabled=scripts)
+        contexts.append(context)
+        context.add_init_script(f"for (const key of ['mode', 'theme']) localStorage.setItem(key, '{theme}')")
+        page = context.new_page()
+        problems = page.problems = []
+        page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("request", lambda r: _own(r.url, address) or problems.append(f"request to another host: {r.url}"))
+        page.on("response", lambda r: problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        page.goto(urljoin(address, path), wait_until="load")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def _own(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
+
+
+@pytest.fixture(scope="session")
+def chapter_pages(html: Path) -> list[str]:
+    """The chapters' pages."""
+    return [f"chapters/{c.part}/{c.slug}.html" for c in project.chapters(html.parents[1])]
+
+
+def test_every_chapter_has_a_page(pages, chapter_pages):
+    assert chapter_pages
+    assert set(chapter_pages) <= set(pages)
+
+
+def test_the_address_of_the_site_leads_to_the_welcome_page(visit):
+    page = visit()
+    page.wait_for_url("**/book/welcome.html")
+    expect(page.locator("article h1")).to_contain_text("The Book That Checks Its Papers")
+
+
+def test_every_page_loads_without_error_or_request_to_another_host(visit, pages):
+    found = []
+    page = visit("search.html")
+    for path in pages:
+        page.goto(urljoin(page.url, f"/{path}"), wait_until="load")
+        page.evaluate("window.MathJax?.startup?.promise")
+        found += [f"{path}: {problem}" for problem in page.problems]
+        page.problems.clear()
+    assert found == []
+
+
+@pytest.mark.parametrize("width", [390, 768])
+def test_no_page_scrolls_sideways(visit, pages, width):
+    wide = []
+    page = visit("search.html", viewport={**PHONE, "width": width})
+    for path in pages:
+        page.goto(urljoin(page.url, f"/{path}"), wait_until="load")
+        page.evaluate("window.MathJax?.startup?.promise")
+        taken = page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
+        wide += [f"{path}: {taken} px"] if taken > width else []
+    assert wide == []
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_chapters_show_equations_tables_and_figures_in_both_themes(visit, chapter_pages, theme):
+    for path in chapter_pages:
+        page = visit(path, theme)
+        assert page.locator("html").get_attribute("data-theme") == theme
+        expect(page.locator("mjx-container").first).to_be_visible()
+        expect(page.locator("article table").first).to_be_visible()
+        assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+        pictures = page.locator("figure.repro-figure img, figure.repro-slider img")
+        assert pictures.count() > 0
+        for picture in pictures.all():
+            picture.scroll_into_view_if_needed()
+            expect(picture).to_be_visible()
+            assert picture.evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
+            assert picture.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_verdicts_have_readable_contrast(visit, theme):
+    badges = visit("book/verdicts.html", theme).locator(".verdict:visible")
+    assert badges.count() > 0
+    assert min(badge.evaluate(CONTRAST) for badge in badges.all()) >= 4.5
+
+
+def test_sliders_move_their_picture_without_a_kernel(visit, chapter_pages):
+    for path in chapter_pages:
+        page = visit(path)
+        sliders = page.locator("figure.repro-slider")
+        assert sliders.count() > 0, f"{path} has no slider"
+        for slider in sliders.all():
+            image, control, reading = slider.locator("img"), slider.locator("input"), slider.locator("output")
+            before = image.get_attribute("src"), image.get_attribute("alt")
+            control.focus()
+            page.keyboard.press("ArrowRight")
+            after = image.get_attribute("src"), image.get_attribute("alt")
+            assert before[0] != after[0] and before[1] != after[1]
+            expect(reading).to_have_text(after[1])
+            assert control.get_attribute("aria-valuetext") == after[1]
+            assert image.evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
+            page.keyboard.press("ArrowLeft")
+            assert (image.get_attribute("src"), image.get_attribute("alt")) == before
+            page.keyboard.press("Home")
+            assert control.input_value() == "0"
+        assert page.problems == []
+
+
+def test_without_scripts_a_slider_shows_its_middle_frame_and_the_verdicts_are_there(visit, chapter_pages):
+    page = visit(chapter_pages[0], scripts=False)
+    slider = page.locator("figure.repro-slider").first
+    expect(slider.locator("img")).to_be_visible()
+    expect(slider.locator("input")).to_be_hidden()
+    control = slider.locator("input")
+    assert int(control.get_attribute("value")) == (int(control.get_attribute("max")) + 1) // 2
+    board = visit("book/verdicts.html", scripts=False).locator(".verdict-board")
+    expect(board.locator("tbody tr").first).to_be_visible()
+    expect(board.locator("form")).to_be_hidden()
+
+
+def test_pages_hold_no_widget_state(html, chapter_pages):
+    for path in chapter_pages:
+        assert "application/vnd.jupyter" not in (html / path).read_text(encoding="utf-8")
+
+
+def test_search_finds_the_chapter(visit):
+    page = visit("search.html?q=Fisher")
+    hit = page.locator("#search-results li a[href*='chapters/fisher/fisher-merging']").first
+    expect(hit).to_be_visible(timeout=10_000)
+    hit.click()
+    expect(page.locator("article h1")).to_contain_text("Fisher")
+
+
+def test_the_verdicts_can_be_sorted_with_the_keyboard(visit):
+    page = visit("book/verdicts.html")
+    header = page.locator(".verdict-board th").filter(has_text="Quick")
+    for direction in ("ascending", "descending"):
+        header.locator("button").focus()
+        page.keyboard.press("Enter")
+        expect(header).to_have_attribute("aria-sort", direction)
+        keys = page.locator("td.board-quick").evaluate_all("cells => cells.map((c) => c.dataset.sort)")
+        pairs = list(pairwise(keys))
+        assert all(a <= b for a, b in pairs) if direction == "ascending" else all(a >= b for a, b in pairs)
+    assert page.locator(".verdict-board th[aria-sort=none]").count() == 5
+
+
+def test_the_verdicts_can_be_filtered(visit):
+    page = visit("book/verdicts.html")
+    rows = page.locator(".verdict-board tbody tr")
+    total, shown = rows.count(), page.locator(".verdict-board tbody tr:visible")
+    status = page.locator(".verdict-board [role=status]")
+    verdict = rows.first.get_attribute("data-quick").split(",")[0]
+    page.locator("select[name=scale]").select_option("quick")
+    page.locator("select[name=verdict]").select_option(verdict)
+    expected = page.locator(f".verdict-board tr[data-quick^='{verdict}']").count()
+    expect(shown).to_have_count(expected)
+    expect(status).to_have_text(f"{expected} of {total} claims shown")
+    assert page.locator("td.board-full:visible").count() == 0
+    page.get_by_role("button", name="Show all").click()
+    expect(shown).to_have_count(total)
+    assert page.locator("td.board-full:visible").count() == total
+    page.locator("input[name=words]").fill("no claim holds these words")
+    expect(shown).to_have_count(0)
+    page.locator("input[name=words]").fill("")
+    part = rows.first.get_attribute("data-part")
+    page.locator("select[name=part]").select_option(part)
+    expect(shown).to_have_count(page.locator(f".verdict-board tr[data-part='{part}']").count())
+
+
+def test_chapters_offer_binder_colab_and_the_notebook(html, chapter_pages):
+    for path in chapter_pages:
+        text = (html / path).read_text(encoding="utf-8")
+        notebook = path.replace(".html", ".ipynb")
+        assert re.search(rf'href="https://mybinder\.org/v2/gh/[^"]*{re.escape(notebook)}"', text)
+        assert re.search(rf'href="https://colab\.research\.google\.com/github/[^"]*{re.escape(notebook)}"', text)
+        assert (html / "_sources" / notebook).is_file()
+        assert f'_sources/{notebook}"' in text
+
+
+def test_a_chapter_shows_its_verdicts_and_solutions_are_folded(visit, chapter_pages):
+    for path in chapter_pages:
+        page = visit(path)
+        expect(page.locator(".chapter-card .verdict").first).to_be_visible()
+        folded = page.locator(".admonition.dropdown")
+        assert folded.count() >= 3
+        content = folded.first.locator("p").last
+        expect(content).to_be_hidden()
+        folded.first.locator(".admonition-title").click()
+        expect(content).to_be_visible()
+
+
+class _Links(HTMLParser):
+    """Collects a page's links, anchors and pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.unnamed: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take what one element holds."""
+        held = dict(attrs)
+        self.links += [held[key] for key in ("href", "src") if held.get(key)]
+        self.anchors |= {held[key] for key in ("id", "name") if held.get(key)}
+        if tag == "img" and not (held.get("alt") or "").strip():
+            self.unnamed.append(held.get("src") or "?")
+
+
+@pytest.fixture(scope="session")
+def parsed(html: Path, pages: list[str]) -> dict[str, _Links]:
+    """Every page, parsed."""
+    found = {}
+    for path in pages:
+        found[path] = _Links()
+        found[path].feed((html / path).read_text(encoding="utf-8"))
+    return found
+
+
+def test_every_internal_link_leads_somewhere(html, parsed):
+    broken = []
+    for path, page in parsed.items():
+        for link in page.links:
+            if urlsplit(link).scheme:
+                continue
+            target, anchor = urldefrag(urljoin(f"/{path}", link))
+            file = unquote(urlsplit(target).path).lstrip("/")
+            if not (html / file).is_file():
+                broken.append(f"{path}: {link}")
+            elif anchor and file in parsed and unquote(anchor) not in parsed[file].anchors:
+                broken.append(f"{path}: {link} (no such anchor)")
+    assert broken == []
+
+
+def test_every_picture_has_a_text_alternative(parsed):
+    assert {path: page.unnamed for path, page in parsed.items() if page.unnamed} == {}
+
+
+def test_pages_name_no_script_or_style_of_another_host(html, pages):
+    pattern = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["'](?:https?:)?//[^"']*""")
+    found = {path: pattern.findall((html / path).read_text(encoding="utf-8")) for path in pages}
+    assert {path: hits for path, hits in found.items() if hits} == {}
