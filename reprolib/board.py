@@ -58,9 +58,10 @@ def badge(words: str, verdict: str = "", title: str = "") -> str:
     return f'<span class="verdict verdict-{kind}"{tip}>{escape(words)}</span>'
 
 
-def number(x: float) -> str:
-    """Three significant digits, with a real minus sign."""
-    return f"{x:.3g}".replace("-", "\N{MINUS SIGN}")
+def number(x: float, digits: int = 3) -> str:
+    """A few significant digits as HTML, with real minus signs and powers of ten."""
+    text = f"{x:.{digits}g}".replace("-", "\N{MINUS SIGN}")
+    return re.sub(r"e\+?(\S?)0?(\d+)", r" × 10<sup>\1\2</sup>", text)
 
 
 def numbers(claim: dict[str, Any]) -> str:
@@ -70,7 +71,8 @@ def numbers(claim: dict[str, Any]) -> str:
         return f"largest error {number(max(abs(v) for v in claim['values']))}{unit}"
     if claim["exact"]:
         return f"{number(min(claim['values']))}{unit}"
-    return f"{number(claim['mean'])} [{number(claim['low'])}, {number(claim['high'])}]{unit}"
+    mean, low, high = (number(claim[key], 2) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]{unit}"
 
 
 def _cell(held: Stored, id: str) -> tuple[str, str]:

@@ -201,7 +201,9 @@ def _where(nb: Any, path: Path, error: Any) -> str:
             if output.output_type == "error":
                 plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(output.traceback))
                 lines = re.findall(rf"Cell In\[{cell.execution_count}\], line (\d+)", plain) or ["1"]
-                return f"{path.stem}, cell {number}, line {lines[-1]}: {output.ename}: {output.evalue}"
+                empty = cell.source[: len(cell.source) - len(cell.source.lstrip())]
+                line = int(lines[-1]) + empty.count("\n")  # IPython drops the empty lines above
+                return f"{path.stem}, cell {number}, line {line}: {output.ename}: {output.evalue}"
     return f"{path.stem}: {error}"
 
 

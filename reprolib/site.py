@@ -10,6 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distributions
@@ -19,8 +21,10 @@ from reprolib.project import ReproError
 
 # What pages ask of MathJax: the script, its fonts, and TeX extensions that load on demand.
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
-INPUTS = ("_config.yml", "_toc.yml", "book", "chapters", "results", "reprolib")
-SUFFIXES = {".yml", ".md", ".ipynb", ".json", ".bib", ".css", ".js", ".svg", ".png", ".py"}
+INPUTS = ("_config.yml", "_toc.yml", "CONTRIBUTING.md", "book", "chapters", "results")
+CONTENT = {".md", ".ipynb", ".json", ".bib"}
+SUFFIXES = CONTENT | {".yml", ".css", ".js", ".svg", ".png"}
+OWN = ("board", "claims", "notebook", "project", "records", "site", "sphinx_ext")
 
 
 class SiteError(ReproError):
@@ -43,19 +47,41 @@ def build(root: Path, strict: bool = True) -> Path:
     for package, name in (("jupyter_book", "jupyter-book"), ("sphinxcontrib.bibtex", "sphinxcontrib-bibtex")):
         if not _installed(package):
             raise SiteError(f"Building the site needs {name}; install the extra 'book': pip install -e '.[book]'.")
-    index, stamp = root / "_build" / "html" / "index.html", root / "_build" / "site.json"
+    with _alone(root):
+        return _build(root, strict)
+
+
+def _build(root: Path, strict: bool) -> Path:
+    work = root / "_build"
+    index, stamp = work / "html" / "index.html", work / "site.json"
     inputs = _fingerprint(root)
-    if index.is_file() and stamp.is_file() and json.loads(stamp.read_text()).get("inputs") == inputs:
+    built = json.loads(stamp.read_text()) if stamp.is_file() and index.is_file() else {}
+    if built == inputs:
         print(f"The site is up to date: {index}")
         return index
     started = time.monotonic()
     stamp.unlink(missing_ok=True)
+    if built.get("frame") != inputs["frame"]:  # Sphinx itself would keep pages made by older code, or no longer listed
+        for folder in ("html", ".doctrees", "jupyter_execute"):
+            shutil.rmtree(work / folder, ignore_errors=True)
     _install_mathjax(root)
     _sphinx(root, strict)
-    _trim_icons(root / "_build" / "html")
-    stamp.write_text(json.dumps({"inputs": inputs}))
+    _trim_icons(work / "html")
+    stamp.write_text(json.dumps(inputs))
     print(f"The site was built in {time.monotonic() - started:.0f} s: {index}")
     return index
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Wait until no other process builds this site."""
+    import fcntl
+
+    locks = root / "_build" / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / "site").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def serve(root: Path, port: int = 8000) -> None:
@@ -103,17 +129,28 @@ def _installed(package: str) -> bool:
         return False
 
 
-def _fingerprint(root: Path) -> str:
-    """SHA-256 over all that decides the pages: sources, records, this package, versions of installed packages."""
-    total = hashlib.sha256()
-    for path in sorted(p for name in INPUTS for p in [root / name, *(root / name).rglob("*")] if p.is_file()):
-        parts = path.relative_to(root).parts
-        if path.suffix in SUFFIXES and not any(part.startswith(".") or part == "node_modules" for part in parts):
-            total.update("/".join(parts).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+def _fingerprint(root: Path) -> dict[str, str]:
+    """SHA-256 of all that decides the pages.
+
+    ``content`` covers pages, notebooks and records: when it changes, Sphinx rebuilds the pages that show them.
+    ``frame`` covers what shapes every page: settings, styles, this package, versions, which pages and records exist.
+    When it changes, the site is built anew.
+    """
+    content, frame = hashlib.sha256(), hashlib.sha256()
+    for name in INPUTS:
+        for path in sorted(p for p in [root / name, *(root / name).rglob("*")] if p.is_file()):
+            parts = path.relative_to(root).parts
+            if path.suffix not in SUFFIXES or any(part.startswith(".") or part == "node_modules" for part in parts):
+                continue
+            entry = "/".join(parts).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest()
+            if path.suffix in CONTENT:
+                frame.update("/".join(parts).encode())
+            (content if path.suffix in CONTENT else frame).update(entry)
+    own = [Path(__file__).with_name(f"{name}.py") for name in OWN]
     tools = re.compile("sphinx|myst|docutils|jupyter.book")
-    versions = sorted(f"{d.name}=={d.version}" for d in distributions() if tools.search(d.name))
-    total.update("\n".join(versions).encode())
-    return total.hexdigest()
+    frame.update(b"".join(hashlib.sha256(p.read_bytes()).digest() for p in own))
+    frame.update("\n".join(sorted(f"{d.name}=={d.version}" for d in distributions() if tools.search(d.name))).encode())
+    return {"content": content.hexdigest(), "frame": frame.hexdigest()}
 
 
 def _npm() -> list[str]:

@@ -134,10 +134,11 @@ def visit_slider(self: Any, node: slider_node) -> None:
 
 
 def _depend(env: Any, files: list[ChapterFile], page: str) -> None:
-    """Have a page rebuilt when a notebook or record that it shows changes."""
+    """Have a page rebuilt when a notebook or record that it shows changes; a new one builds the whole site anew."""
     for chapter in files:
         for path in (chapter.path, *(chapter.record(scale) for scale in SCALES)):
-            env.dependencies[page].add(str(path))
+            if path.is_file():  # Sphinx would read a page with a missing dependency again at each build
+                env.dependencies[page].add(str(path))
 
 
 class Verdicts(SphinxDirective):

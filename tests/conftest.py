@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
 
 ch = Chapter("toy")
 sizes = ch.scale(quick=Sizes(10), full=Sizes(12))"""
-CLAIMS = """ch.claim("c1", "Noise around one is above zero.", paper="Table 1", criterion=above(0), unit="nats", headline=True)
+CLAIMS = """ch.claim("c1", "Noise is above zero.", paper="Table 1", criterion=above(0), unit="nats", headline=True)
 ch.claim("c2", "Doubling is exact.", paper="Equation 2", criterion=within(1e-10))
 ch.claims_table()"""
 EXPERIMENT = """noise = 1 + torch.randn(sizes.n, generator=ch.generator())

@@ -65,7 +65,7 @@ def test_papers_that_are_missing_are_named(tmp_path):
         project.papers(tmp_path)
 
 
-# ----------------------------------------------------------------------------------------------------- run, used wrongly
+# ------------------------------------------------------------------------------------------ run, used wrongly
 
 
 @pytest.mark.parametrize("argv", [("run",), ("check",), ("run", "toy", "--all"), ("check", "toy", "--all")])

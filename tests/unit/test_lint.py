@@ -172,8 +172,8 @@ BREACHES = [
     ("sections", "must stand before", moved("## Notation", "## Verdicts")),
     ("sections", "is not one of", replaced("## Notation", "## Notation\n\n## More")),
     ("sections", "stands twice", added(markdown("## Check"), "## Explore")),
-    ("chapter", "must name the file", replaced(CHAPTER, 'Chapter("other")')),
-    ("chapter", "Exactly one Chapter", replaced(CHAPTER, "None")),
+    ("chapter", "named like the file", replaced(CHAPTER, 'Chapter("other")')),
+    ("chapter", "found none", replaced(CHAPTER, "None")),
     ("chapter", "last code cell", replaced("ch.finish()", "pass")),
     ("chapter", "last code cell", moved("ch.finish()", "## Verdicts")),
     ("chapter", "ch.scale", replaced("ch.scale(quick=1, full=2)", "1")),
@@ -183,14 +183,14 @@ BREACHES = [
     ("claims", "at least one", without("ch.claim(")),
     ("claims", "tagged 'claims'", tagged("ch.claim(")),
     ("claims", "before '## Experiments'", moved("ch.claim(", "ch.measure(")),
-    ("claims", "before any ch.measure", moved("ch.measure(", "## Claims")),
+    ("claims", "any ch.measure", moved("ch.measure(", "## Claims")),
     ("claims", "criterion=", replaced(", criterion=above(0)", "")),
     ("claims", "paper=", replaced(', paper="Table 1"', "")),
     ("claims", "literal id", replaced('ch.claim("c1"', "ch.claim(name")),
     ("claims", "literal id", added(code(SECOND_CLAIM.replace("c2", "c1"), "claims"), "## The idea")),
-    ("claims", "'c2' is never measured", added(code(SECOND_CLAIM, "claims"), "## The idea")),
-    ("claims", "no declared claim", added(code('ch.measure("c9", [1])'), "## Explore")),
-    ("claims", "measured twice", added(code('ch.measure("c1", [1])'), "## Explore")),
+    ("claims", "'c2' must be measured once", added(code(SECOND_CLAIM, "claims"), "## The idea")),
+    ("claims", "got c9", added(code('ch.measure("c9", [1])'), "## Explore")),
+    ("claims", "got 2 calls", added(code('ch.measure("c1", [1])'), "## Explore")),
     ("claims", "literally", added(code("ch.measure(name, [1])"), "## Explore")),
     ("text-alternatives", "alt=", replaced(', alt="A line that rises from 0 to 2, straight."', "")),
     ("text-alternatives", "caption=", replaced('name="ρ", caption="Twice."', 'name="ρ"')),
@@ -199,22 +199,18 @@ BREACHES = [
     ("text-alternatives", "is taken", replaced('name="ρ"', 'name="fig-a"')),
     ("text-alternatives", "show()", replaced("ch.verdicts()", "ch.verdicts()\nplt.show()")),
     ("text-alternatives", "image/png", shows(PICTURE)),
-    ("text-alternatives", "image in Markdown", replaced("![a line that doubles]", "![]")),
-    ("text-alternatives", "image in Markdown", replaced("![a line that doubles](line.png)", "<img src='line.png'>")),
-    ("text-alternatives", "figure directive", replaced("![a line", "\n```{figure} a.png\nCaption.\n```\n![a line")),
-    ("exercises", "Three exercises", replaced("### Exercise 3 (open)", "### Another")),
-    ("exercises", "Three exercises", replaced("### Exercise 1 (pencil)", "### Exercise 1 (paper)")),
-    ("exercises", "tagged 'exercise'", without("answer_1 = None")),
-    ("exercises", "tagged 'self-check'", without('@self_check("good-paper/2")')),
-    ("exercises", "tagged 'solution'", without("solution_3 = 1")),
-    ("exercises", "must go", moved("solution_1 = 1", "answer_1 = None")),
-    (
-        "exercises",
-        '@self_check("good-paper/1")',
-        replaced('@self_check("good-paper/1")', '@self_check("good-paper/2")'),
-    ),
-    ("exercises", "self-check cell must call", replaced('check("good-paper/1", answer_1)', "pass")),
-    ("exercises", "solution cell must call", replaced('check("good-paper/1", solution_1)', "pass")),
+    ("text-alternatives", "picture in Markdown", replaced("![a line that doubles]", "![]")),
+    ("text-alternatives", "picture in Markdown", replaced("![a line that doubles](line.png)", "<img src='line.png'>")),
+    ("text-alternatives", "line ':alt:", replaced("![a line", "\n```{figure} a.png\nCaption.\n```\n![a line")),
+    ("exercises", "must be headed", replaced("### Exercise 3 (open)", "### Another")),
+    ("exercises", "must be headed", replaced("### Exercise 1 (pencil)", "### Exercise 1 (paper)")),
+    ("exercises", "got self-check -> solution", without("answer_1 = None")),
+    ("exercises", "got exercise -> solution", without('@self_check("good-paper/2")')),
+    ("exercises", "got exercise -> self-check.", without("solution_3 = 1")),
+    ("exercises", "got solution -> exercise", moved("solution_1 = 1", "answer_1 = None")),
+    ("exercises", 'self_check("good-paper/1"', replaced('@self_check("good-paper/1")', '@self_check("good-paper/2")')),
+    ("exercises", "self-check cell must hold check", replaced('check("good-paper/1", answer_1)', "pass")),
+    ("exercises", "solution cell must hold check", replaced('check("good-paper/1", solution_1)', "pass")),
     ("exercises", "pass its check", prints("Exercise 1: not yet. no\n", "solution_1 = 1")),
     ("exercises", "needs its question", replaced("Which number comes after nought, and why?", "Count.")),
     ("method", "No cell tagged", tagged(METHOD)),
@@ -228,12 +224,11 @@ BREACHES = [
     ("forbidden", "!pip", replaced("ch.verdicts()", "!pip install x\nch.verdicts()")),
     ("forbidden", "%pip", replaced("ch.verdicts()", "%pip install x\nch.verdicts()")),
     ("forbidden", "%%time", replaced("ch.verdicts()", "%%time\nch.verdicts()")),
-    ("forbidden", "star import", added(code("from torch import *"), "## Claims")),
     ("forbidden", "if False", added(code("if False:\n    ch = 1"), "## Claims")),
     ("forbidden", "'IPython'", added(code("from IPython.display import display"), "## Claims")),
     ("forbidden", "'ipywidgets'", added(code("import ipywidgets as w"), "## Claims")),
     ("forbidden", "'urllib'", added(code("import urllib.request"), "## Claims")),
-    ("forbidden", "bare download", added(code("from sklearn.datasets import fetch_openml"), "## Claims")),
+    ("forbidden", "(fetch_openml) reaches", added(code("from sklearn.datasets import fetch_openml"), "## Claims")),
     ("forbidden", "os.environ", added(code('import os\n\nos.environ["HOME"]'), "## Claims")),
     ("forbidden", "REPRO_SCALE", added(code('scale = env("REPRO_SCALE")'), "## Claims")),
     ("forbidden", "is_full", added(code("n = 3 if ch.is_full else 2"), "## Claims")),
@@ -246,7 +241,7 @@ BREACHES = [
     ("ignore-markers", "raises-exception", tagged("ch.verdicts()", "raises-exception")),
     ("ignore-markers", "NBVAL_IGNORE_OUTPUT", replaced("ch.verdicts()", "# NBVAL_IGNORE_OUTPUT\nch.verdicts()")),
     ("ignore-markers", "NBVAL_SKIP", replaced("ch.verdicts()", "# NBVAL_SKIP\nch.verdicts()")),
-    ("todo", "Left to write", replaced("It doubles {cite", "TODO {cite")),
+    ("todo", "left to write", replaced("It doubles {cite", "TODO {cite")),
     ("length", "At most 40 lines a code cell; got 41", replaced("ch.verdicts()", "ch.verdicts()" + "\nx = 1" * 40)),
     ("executed", "was not executed", executed_as(None)),
     ("executed", "as number 99", executed_as(99)),
@@ -272,11 +267,11 @@ def test_a_breach_is_found_under_its_rule(tmp_path, rule, words, broken):
 
 def test_every_rule_is_seen_to_fail():
     elsewhere = {"size", "papers"}  # tested below
-    assert {rule for rule, _, _ in BREACHES} | elsewhere == set(lint.RULES)
+    assert {rule for rule, _, _ in BREACHES} | elsewhere == {name for name, _ in lint.RULES}
 
 
 def test_a_problem_names_file_cell_line_and_rule(tmp_path):
-    path = write(tmp_path, added(code("x = 1\nfrom torch import *"), "## Claims")(good()))
+    path = write(tmp_path, added(code("x = 1\nimport urllib"), "## Claims")(good()))
     (problem,) = problems(path)
     assert (problem.cell, problem.line) == (4, 2)
     assert str(problem).startswith(f"{path}, cell 4, line 2: ") and str(problem).endswith("[forbidden]")
@@ -285,11 +280,11 @@ def test_a_problem_names_file_cell_line_and_rule(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "valid JSON"),
-        ("[]", "nbformat 4"),
-        ('{"nbformat": 3, "worksheets": []}', "nbformat 4"),
+        ("{", "not a readable notebook: line 1"),
+        ("[]", "has no cells"),
+        ('{"nbformat": 3, "cells": []}', "nbformat 4"),
         ('{"nbformat": 4, "cells": [{}]}', "cell_type"),
-        ("{\n<<<<<<< ours\n}", "conflict mark '<<<<<<<'"),
+        ("{\n<<<<<<< ours\n}", "merge conflict marks"),
         (b"\xff\xfe", "UTF-8"),
     ],
 )

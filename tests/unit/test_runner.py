@@ -102,8 +102,8 @@ def test_running_twice_gives_the_same_bytes_and_the_same_record(toy, by_jupyter,
     assert essence(again) == essence(record)
 
 
-def test_another_seed_gives_other_values_and_is_reported_live(toy, by_jupyter, tmp_path):
-    record, content = by_jupyter
+def test_another_seed_gives_other_values_and_is_reported_live(by_jupyter, tmp_path):
+    record, _ = by_jupyter
     hold = "import time\nfor _ in ch.progress(range(4), 'E0: warming'):\n    time.sleep(0.3)"
     chapter = make_checkout(tmp_path, [*TOY[:3], ([], hold), *TOY[3:]])
     seen = []
@@ -116,8 +116,16 @@ def test_another_seed_gives_other_values_and_is_reported_live(toy, by_jupyter, t
 @pytest.mark.parametrize(
     ("jupyter", "code", "where"),
     [
-        (False, "\n# the error arises in the cell above, called from here\nsize(3)", "line 3: TypeError: object of type"),
-        (True, "\n# the error arises in the cell above, called from here\nsize(3)", "line 3: TypeError: object of type"),
+        (
+            False,
+            "\n# the error arises in the cell above, called from here\nsize(3)",
+            "line 3: TypeError: object of type",
+        ),
+        (
+            True,
+            "\n# the error arises in the cell above, called from here\nsize(3)",
+            "line 3: TypeError: object of type",
+        ),
         (True, "x = 1\ny = = 2", "line 2: SyntaxError"),
     ],
 )
@@ -139,7 +147,9 @@ def test_a_chapter_that_does_not_finish_leaves_no_record(checkout, toy_cells):
 
 
 def test_a_chapter_edited_while_it_ran_is_not_stored(checkout, toy_cells):
-    edit = "from pathlib import Path\np = Path('toy.ipynb')\np.write_text(p.read_text().replace('return 2', 'return 3'))"
+    edit = (
+        "from pathlib import Path\np = Path('toy.ipynb')\np.write_text(p.read_text().replace('return 2', 'return 3'))"
+    )
     chapter = checkout([*toy_cells[:4], ([], edit), *toy_cells[5:]])
     with pytest.raises(ReproError, match="toy was edited while it ran; run it again"):
         runner.run(chapter, jupyter=False)
