@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from conftest import TOY, make_checkout
+from toybook import TOY, make_checkout
 
 from reprolib import ReproError, notebook, records, runner
 from reprolib.notebook import NotebookError
