@@ -30,7 +30,7 @@ def slider(frames: Sequence[Any], labels: Sequence[str], *, name: str, caption: 
             f"slider needs two frames or more, each with its own label; got {len(frames)} and {len(labels)}."
         )
     size = next((tuple(round(i * DPI) for i in f.get_size_inches()) for f in frames if not isinstance(f, bytes)), None)
-    pictures = [f if isinstance(f, bytes) else png(f, colours=16, scale=1.3) for f in frames]
+    pictures = [f if isinstance(f, bytes) else png(f, scale=1.3) for f in frames]
     start = len(frames) // 2
     words = {"kind": "slider", "name": name, "caption": caption, "alt": alt, "labels": list(labels), "start": start}
     if size:

@@ -8,6 +8,7 @@ from typing import Any
 from reprolib.show import display
 
 BLUE, VERMILLION, GREEN, PURPLE = COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+WHITE = (255, 255, 255)
 DPI = 72  # a figure's inches are CSS pixels / DPI; pictures are stored at twice that
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "white",
@@ -39,16 +40,33 @@ def use_style() -> None:
     plt.rcParams["axes.prop_cycle"] = plt.cycler(color=list(COLOURS))
 
 
-def png(fig: Any, colours: int = 64, scale: float = 2.0) -> bytes:
-    """A figure as a small PNG: ``scale`` pixels per CSS pixel, at most ``colours`` colours; closes the figure."""
+def _palette() -> Any:
+    """White, and five shades each of black and the four colours: a thin line keeps its colour."""
+    from PIL import Image
+
+    shades: list[tuple[int, ...]] = [WHITE]
+    for base in ("#000000", *COLOURS):
+        rgb = bytes.fromhex(base[1:])
+        shades += [tuple(round(255 + (v - 255) * depth) for v in rgb) for depth in (0.1, 0.3, 0.55, 0.8, 1.0)]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([v for shade in shades + [WHITE] * (256 - len(shades)) for v in shade])
+    return palette
+
+
+def png(fig: Any, *, photo: bool = False, scale: float = 2.0) -> bytes:
+    """A figure as a small PNG with ``scale`` pixels per CSS pixel; closes the figure.
+
+    The picture keeps the book's colours and their shades; ``photo`` takes the 256 colours that fit it best instead.
+    """
     import matplotlib.pyplot as plt
     from PIL import Image
 
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=DPI * scale, metadata={"Software": None})
     plt.close(fig)
-    small = io.BytesIO()
-    Image.open(buffer).convert("RGB").quantize(colours, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    full, small = Image.open(buffer).convert("RGB"), io.BytesIO()
+    found = full.quantize(256) if photo else full.quantize(palette=_palette(), dither=Image.Dither.NONE)
+    found.save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
@@ -64,7 +82,7 @@ def require_words(**texts: str) -> None:
             raise ValueError(f"A figure needs {key}= with at least {least} character(s); got {text!r}.")
 
 
-def figure(fig: Any, *, name: str, caption: str, alt: str, colours: int = 64) -> None:
+def figure(fig: Any, *, name: str, caption: str, alt: str, photo: bool = False) -> None:
     """Show a matplotlib figure and close it.
 
     Args:
@@ -72,14 +90,14 @@ def figure(fig: Any, *, name: str, caption: str, alt: str, colours: int = 64) ->
         name: Its anchor on the page, unique in the chapter, for example ``fig-gain``.
         caption: What it shows; Markdown.
         alt: What a reader who cannot see it must know, at least 20 characters.
-        colours: Size of the picture's palette; photographs need 256.
+        photo: Whether it shows photographs or colour maps, which need colours of their own.
 
     Raises:
         ValueError: ``name``, ``caption`` or ``alt`` is missing or too short.
     """
     require_words(name=name, caption=caption, alt=alt)
     width, height = (round(inches * DPI) for inches in fig.get_size_inches())
-    data = png(fig, colours)
+    data = png(fig, photo=photo)
     words = {"kind": "figure", "name": name, "caption": caption, "alt": alt}
     display(
         {"image/png": data, "text/plain": f"Figure: {caption} {alt}"},

@@ -300,3 +300,18 @@ def test_a_function_still_to_be_written_is_not_an_error(exercise):
 def test_a_check_whose_cell_was_not_run_names_the_nearest(exercise):
     with pytest.raises(ReproError, match=r"No self-check 'toy/1'; run its cell first\. Did you mean toy/2\?"):
         check("toy/1", 3)
+
+
+def test_a_thin_line_keeps_its_colour_in_the_small_picture():
+    import io
+
+    import matplotlib.pyplot as plt
+    from PIL import Image
+
+    from reprolib import plot
+
+    fig, ax = plt.subplots(figsize=(3, 2))
+    for k, colour in enumerate(plot.COLOURS):
+        ax.plot([0, 1], [k, k], color=colour, linewidth=3)
+    seen = {colour for _, colour in Image.open(io.BytesIO(plot.png(fig))).convert("RGB").getcolors(10_000)}
+    assert {tuple(bytes.fromhex(c[1:])) for c in plot.COLOURS} <= seen
