@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import combinations
 from typing import Any
 
 from reprolib.show import display
@@ -41,13 +42,14 @@ def use_style() -> None:
 
 
 def _palette() -> Any:
-    """White, and five shades each of black and the four colours: a thin line keeps its colour."""
+    """White, shades of black and the four colours, pale mixtures of two: lines and crossing bands keep their colour."""
     from PIL import Image
 
-    shades: list[tuple[int, ...]] = [WHITE]
-    for base in ("#000000", *COLOURS):
-        rgb = bytes.fromhex(base[1:])
-        shades += [tuple(round(255 + (v - 255) * depth) for v in rgb) for depth in (0.1, 0.3, 0.55, 0.8, 1.0)]
+    bases = [tuple(bytes.fromhex(c[1:])) for c in ("#000000", *COLOURS)]
+    mixtures = [tuple((u + v) // 2 for u, v in zip(a, b, strict=True)) for a, b in combinations(bases[1:], 2)]
+    depths = [(base, depth) for base in bases for depth in (0.1, 0.2, 0.35, 0.55, 0.8, 1.0)]
+    depths += [(mixture, 0.36) for mixture in mixtures]
+    shades = [WHITE, *(tuple(round(255 + (v - 255) * depth) for v in base) for base, depth in depths)]
     palette = Image.new("P", (1, 1))
     palette.putpalette([v for shade in shades + [WHITE] * (256 - len(shades)) for v in shade])
     return palette

@@ -228,6 +228,17 @@ def test_each_fisher_is_divided_by_its_norm_and_only_the_target_is_floored(chapt
     assert_close(torch.cat([f.flatten() for f in donor]), weights(5, 0, 12, 0) / 13)
 
 
+def test_the_floor_is_a_millionth_unless_told_otherwise(chapter):
+    target, _ = chapter.normalise_and_floor(small_fishers())
+    assert_close(target[0].flatten(), weights(3, 1e-6) / 5)
+
+
+def test_the_norm_is_euclidean_over_all_entries_of_all_tensors(chapter):
+    fisher = [weights(1, 2).view(1, 1, 2), weights(4, 10).view(1, 1, 2)]
+    (ready,) = chapter.normalise_and_floor([fisher])
+    assert_close(torch.cat([f.flatten() for f in ready]), weights(1, 2, 4, 10) / 11)
+
+
 def test_the_symmetric_floor_raises_every_model(chapter):
     _, donor = chapter.normalise_and_floor(small_fishers(), floor=1e-3, everyone=True)
     assert_close(torch.cat([f.flatten() for f in donor]), weights(5, 1e-3, 12, 1e-3) / 13)
