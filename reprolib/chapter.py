@@ -263,12 +263,5 @@ def verdict_cell(stored: dict[str, Any] | None, scale: str) -> str:
     elif stored["criterion"]["kind"] == "at_least":
         numbers = f"{approx(stored['low'])}"
     else:
-        numbers = approx_interval(_Stored(stored))
+        numbers = approx_interval(stats.Interval(stored["mean"], stored["low"], stored["high"]))
     return f"**{stored['verdict']}**: {numbers}{' ' + stored['unit'] if stored['unit'] else ''}"
-
-
-class _Stored:
-    """A stored claim, seen as an interval."""
-
-    def __init__(self, stored: dict[str, Any]) -> None:
-        self.mean, self.low, self.high = stored["mean"], stored["low"], stored["high"]
