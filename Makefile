@@ -1,4 +1,4 @@
-# Two commands matter: `make book` and `make test`. The work itself is in the `repro` command (reprolib/cli.py).
+# Two commands matter: `make book` and `make test`. The work itself is in the `repro` command (repro/cli.py).
 PYTHON ?= python3
 # `make test CONSTRAINTS=` installs the newest versions instead of the pinned ones.
 CONSTRAINTS ?= -c constraints.txt

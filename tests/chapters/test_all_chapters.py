@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reprolib import cli, notebook, project, records
+from repro import cli
+from reprolib import notebook, project, records
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = project.chapters(ROOT)

@@ -10,7 +10,8 @@ import time
 import psutil
 import pytest
 
-from reprolib import cli, records, runner
+from repro import cli, runner
+from reprolib import records
 
 SCRIPT = """
 import os, resource, signal, sys

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from toybook import Make
 
-from reprolib import runner
+from repro import runner
 
 SANITIZE = Path(__file__).parents[1] / "nbval_sanitize.cfg"
 

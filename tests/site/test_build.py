@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from reprolib import board, notebook, project, records, site
+from repro import board, site
+from reprolib import notebook, project, records
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from reprolib import ReproError, cli, doctor, project, records, report
-from reprolib.runner import has_jupyter
+from repro import cli, doctor, report
+from repro.runner import has_jupyter
+from reprolib import ReproError, project, records
 
 
 @pytest.fixture

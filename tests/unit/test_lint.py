@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reprolib import lint, project
+from repro import lint
+from reprolib import project
 
 Cells = list[dict]
 PAPER = {"slug": "good-paper", "title": "Good", "authors": ["A. Bell"], "venue": "V", "year": 2020}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from reprolib.environment import canonical, direct, render_environment, sections
+from repro.environment import canonical, direct, render_environment, sections
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text(encoding="utf-8")
@@ -57,7 +57,7 @@ def archive() -> Iterator[Path]:
 
 def test_environment_yml_is_the_one_derived_from_constraints():
     committed = (ROOT / "environment.yml").read_text(encoding="utf-8")
-    assert committed == render_environment(CONSTRAINTS, ["book"]), "run: python -m reprolib.environment"
+    assert committed == render_environment(CONSTRAINTS, ["book"]), "run: python -m repro.environment"
 
 
 def test_every_requirement_is_pinned_and_its_pin_satisfies_it():
@@ -86,7 +86,7 @@ def test_the_core_dependencies_are_the_four_that_bare_gpu_machines_have():
 
 
 def test_reprolib_imports_with_numpy_scipy_torch_and_matplotlib_alone():
-    done = without_optional("import reprolib, reprolib.cli")
+    done = without_optional("import reprolib, repro.cli")
     assert done.returncode == 0, done.stderr
 
 

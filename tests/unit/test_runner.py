@@ -7,7 +7,8 @@ import re
 import pytest
 from toybook import TOY, make_checkout
 
-from reprolib import ReproError, notebook, records, runner
+from repro import runner
+from reprolib import ReproError, notebook, records
 from reprolib.notebook import NotebookError
 
 # What two runs of one chapter may differ in.

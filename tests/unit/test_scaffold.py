@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from reprolib import lint, notebook, scaffold
+from repro import lint, scaffold
+from reprolib import notebook
 from reprolib.project import ReproError
 
 ENTRY = {"slug": "new-paper", "title": "A New Paper", "authors": ["Ada Bell", "Carl Dee"], "venue": "ICML"}

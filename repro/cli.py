@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from reprolib import project, records, report, runner
+from repro import report, runner
+from reprolib import project, records
 from reprolib.project import ChapterFile, ReproError
 
 Args = argparse.Namespace
@@ -164,7 +165,7 @@ def check(chapter: ChapterFile, jupyter: bool = True) -> list[str]:
 
 
 def _lint(args: Args) -> int:
-    from reprolib import lint
+    from repro import lint
 
     top = project.root()
     paths = {project.find(slug).path for slug in args.slugs}
@@ -189,20 +190,20 @@ def _report(args: Args) -> int:
 
 
 def _doctor(_: Args) -> int:
-    from reprolib import doctor
+    from repro import doctor
 
     return doctor.main(project.root())
 
 
 def _new(args: Args) -> int:
-    from reprolib import scaffold
+    from repro import scaffold
 
     scaffold.new_chapter(project.root(), args.slug)
     return 0
 
 
 def _book(_: Args) -> int:
-    from reprolib import site
+    from repro import site
 
     top = project.root()
     stale = [c for c in project.chapters(top) if records.staleness(c, "quick")]
@@ -224,7 +225,7 @@ def _shown(path: Path) -> str:
 
 
 def _serve(args: Args) -> int:
-    from reprolib import site
+    from repro import site
 
     site.serve(project.root(), port=args.port)
     return 0

@@ -1,6 +1,6 @@
 """One list of versions: constraints.txt is read off an installed environment, environment.yml is derived from it.
 
-`python -m reprolib.environment` rewrites environment.yml; with `--renew` it first rewrites constraints.txt from the
+`python -m repro.environment` rewrites environment.yml; with `--renew` it first rewrites constraints.txt from the
 versions installed beside this interpreter (all extras have to be installed).
 """
 
@@ -15,7 +15,7 @@ HEADER = """\
 # The one list of versions: `make` installs with it, environment.yml derives from it. Linux, macOS; Python 3.11 to 3.13.
 # Packages that only another system needs (colorama, appnope, torch's CUDA libraries) follow from the ones pinned here.
 # To renew: a fresh environment of Python 3.11, `pip install -e ".[book,test,peers,cluster]"` without constraints,
-# `python -m reprolib.environment --renew`, `make test`, and look at what changed before committing.
+# `python -m repro.environment --renew`, `make test`, and look at what changed before committing.
 """
 
 
@@ -44,7 +44,7 @@ def render_environment(constraints: str, extras: Iterable[str]) -> str:
     groups = sections(constraints)
     pins = sorted({pin for extra in ("core", *extras) for pin in groups[extra]})
     lines = [
-        "# Derived from constraints.txt by `python -m reprolib.environment`; a test says so. For conda and Binder.",
+        "# Derived from constraints.txt by `python -m repro.environment`; a test says so. For conda and Binder.",
         "name: reprolib",
         "channels: [conda-forge, nodefaults]",
         "dependencies:",

@@ -115,7 +115,7 @@ def _work(
     env |= {"REPRO_ROOT": str(chapter.root), "PYTHONHASHSEED": "0", "MPLBACKEND": "agg"}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
     how = "jupyter" if jupyter else "plain"
-    command = [sys.executable, "-m", "reprolib.runner", how, str(chapter.path), str(place), str(os.getpid())]
+    command = [sys.executable, "-m", "repro.runner", how, str(chapter.path), str(place), str(os.getpid())]
     with (place / "log").open("w") as log:
         worker = subprocess.Popen(
             command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True

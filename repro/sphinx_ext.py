@@ -21,7 +21,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from reprolib import board
+from repro import board
 from reprolib.project import SCALES, ChapterFile, ReproError, chapters, find
 
 logger = logging.getLogger(__name__)

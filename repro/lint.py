@@ -15,8 +15,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from repro.chapterfile import Call, Cell, Chapter, Papers, text
 from reprolib import project
-from reprolib.chapterfile import Call, Cell, Chapter, Papers, text
 
 SECTIONS = ["In one minute", "Claims", "The idea", "Notation", "The method", "Check"]
 SECTIONS += ["Experiments", "Explore", "Verdicts", "Exercises", "References"]

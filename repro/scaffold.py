@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from reprolib import lint, project, records
+from repro import lint
+from reprolib import project, records
 from reprolib.project import ReproError
 
 
