@@ -25,7 +25,7 @@ test: $(READY)
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/repro lint
 	@$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile \
-	  --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg chapters tests
+	  --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg chapters book/tools tests
 
 serve: $(READY)
 	@$(BIN)/repro serve

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections import Counter
@@ -9,11 +10,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 from reprolib import records
 from reprolib.claims import VERDICTS
-from reprolib.project import SCALES, ChapterFile, papers
+from reprolib.project import SCALES, ChapterFile, ReproError, papers
 
 NOT_RUN = {"quick": "not yet run", "full": "not yet run on a GPU"}
 STALE = "stale"
@@ -172,9 +174,10 @@ def _run(record: dict[str, Any]) -> str:
     gpu = record.get("peak_gpu_mb")
     memory = f"{gpu / 1000:.1f} GB of GPU memory" if gpu else f"{record['peak_ram_mb'] / 1000:.1f} GB of memory"
     device = record["device"].partition(": ")[2] or record["device"]
+    reduced = "" if record["precision"] == "float32" else f", {escape(record['precision'])}"
     day = datetime.fromisoformat(record["date"])
     return (
-        f"{record['wall_seconds']:.0f} s on {escape(device)}, {memory}, "
+        f"{record['wall_seconds']:.0f} s on {escape(device)}{reduced}, {memory}, "
         f'<time datetime="{escape(record["date"])}">{day.day} {day:%B %Y}</time>'
     )
 
@@ -213,4 +216,33 @@ def summary(chapters: list[ChapterFile]) -> str:
     return (
         f'<p class="board-summary">{len(chapters)} {chapter}, {len(claims)} claims judged at quick scale: '
         f"{counts(claims)}. {runs}</p>"
+    )
+
+
+def benchmark(path: Path) -> str:
+    """The contests kept by a script of ``benchmarks/`` as a table: median seconds of each, and who was faster.
+
+    Raises:
+        ReproError: The file is missing; says which command makes it.
+    """
+    if not path.is_file():
+        raise ReproError(f"There is no benchmark {path.name}; make it: python -m benchmarks.{path.stem}.")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for contest in kept["contests"]:
+        medians = {name: median(turns) for name, turns in contest["seconds"].items()}
+        for name, seconds in sorted(medians.items(), key=lambda item: item[1]):
+            ours = name == contest["ours"]
+            note = f"ours; fastest other takes {number(contest['ratio'], 2)} times as long" if ours else ""
+            rows.append(
+                f"<tr><td>{inline(contest['title'])}</td><td>{inline(name)}</td>"
+                f"<td>{number(seconds * 1e3)}</td><td>{note}</td></tr>"
+            )
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Work", "By", "Median (ms)", ""))
+    day = datetime.fromisoformat(kept["date"])
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    return (
+        '<div class="board-scroll" tabindex="0" role="region" aria-label="Table of times">'
+        f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f"<p>Measured on {day.day} {day:%B %Y}, {escape(kept['machine'])}; {escape(versions)}.</p>"
     )

@@ -1,36 +1,66 @@
-"""The ``repro`` command: list, run, check, lint, report, doctor, new; book and serve for the site."""
+"""The ``repro`` command: list, run, train, check, lint, report, doctor, new; book and serve for the site."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
+import os
+import shlex
+import signal
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from repro import report, runner
+from repro import datacli, report, runner, schedule
 from reprolib import project, records
+from reprolib.chapter import pick_device
 from reprolib.project import ChapterFile, ReproError
 
 Args = argparse.Namespace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0 done, 1 something is wrong, 2 used wrongly, 130 stopped."""
+    """Run the command; returns its exit code: 0 done, 1 something is wrong, 2 used wrongly, 130 or 143 stopped."""
     args = _parser().parse_args(argv)
     command: Callable[[Args], int] = args.command
     try:
-        return command(args)
+        with _terminable():
+            return command(args)
     except ReproError as error:
         print(f"repro: {error}", file=sys.stderr)
     except OSError as error:
         print(f"repro: {error}. What was stored before is unchanged.", file=sys.stderr)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nrepro: stopped; what was stored before is unchanged.", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     return 1
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a command as Ctrl-C does: a machine that is taken back sends it."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception meanwhile, in the main thread, where alone that is possible."""
+
+    def terminate(*_: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,11 +87,21 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--device", default="auto", help="auto, cpu or cuda")
             sub.add_argument("--seed", type=int, default=0, help="another seed than 0 is shown, not stored")
             sub.add_argument("--stale", action="store_true", help="only those whose record is missing or stale")
+            about = "start no chapter that takes longer than what is left of S seconds, and stop then"
+            sub.add_argument("--budget", type=float, metavar="S", help=about)
+            sub.epilog = (
+                "Exit code: 0 when all that was run succeeded, though the budget may have left some; 1 when one failed."
+            )
+    sub = add("train", _train, "Train a model that the book ships, by its recipe in models/.")
+    sub.add_argument("name", metavar="NAME")
+    about = "passed on to the recipe: --scale, --device, --seed, --steps ...; --help names them"
+    sub.add_argument("options", nargs=argparse.REMAINDER, metavar="OPTION ...", help=about)
     sub = add("lint", _lint, "Check the contract of the chapters without running them.")
     sub.add_argument("slugs", nargs="*", metavar="SLUG")
     sub = add("report", _report, "Verdict tables of all chapters.")
     sub.add_argument("--format", choices=("markdown", "json"), default="markdown")
     sub.add_argument("--readme", action="store_true", help="renew the counts in README.md")
+    datacli.options(add("data", datacli.main, "Data sets: what there is and where, downloads, checks."))
     add("doctor", _doctor, "What this machine can run.")
     sub = add("new", _new, "Scaffold a chapter from its entry in book/papers.yml.")
     sub.add_argument("slug", metavar="SLUG")
@@ -73,59 +113,119 @@ def _parser() -> argparse.ArgumentParser:
 
 def _chosen(args: Args) -> list[ChapterFile]:
     if args.all == bool(args.slugs):
-        raise ReproError(f"Name chapters, or say --all. {project.nearest('', [c.slug for c in project.chapters()])}")
-    return project.chapters() if args.all else [project.find(slug) for slug in dict.fromkeys(args.slugs)]
+        raise ReproError(f"Name chapters, or say --all. {project.nearest('', [c.slug for c in project.notebooks()])}")
+    every = project.notebooks if getattr(args, "scale", "quick") == "quick" else project.chapters  # pages are quick
+    return every() if args.all else [project.find(slug) for slug in dict.fromkeys(args.slugs)]
 
 
 def _list(_: Args) -> int:
-    for chapter in project.chapters():
+    for chapter in project.notebooks():
         print(f"{chapter.slug}  ({chapter.part})")
         for scale in project.SCALES:
             print(f"  {scale:6} {report.status(chapter, scale)}")
+    top = project.root()
+    for card in sorted((top / "models").glob("*.json")):
+        print(f"{card.stem}  (model)\n  {_card(card)}")
+    if recipes := [path.stem.replace("_", "-") for path in _recipes(top)]:
+        print(f"Recipes for repro train: {', '.join(recipes)}")
     return 0
+
+
+def _card(path: Path) -> str:
+    """The card of a model in one line: its numbers and short texts, in their order."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        return f"unreadable: {error}"
+    fields = card.items() if isinstance(card, dict) else ()
+    shown = [f"{key} {value}" for key, value in fields if isinstance(value, int | float | str) and len(str(value)) < 30]
+    return ", ".join(shown) or "its card says nothing"
 
 
 def _run(args: Args) -> int:
     if args.stale and not args.slugs:
         args.all = True
     project.check_scale(args.scale)
-    chosen = _chosen(args)
+    pick_device(args.device, args.scale)
+    if args.budget is not None and not args.budget > 0:
+        raise ReproError(f"--budget must be a positive number of seconds; got {args.budget:g}.")
+    dues = schedule.survey(_chosen(args), args.scale)
     if args.stale:
-        chosen = [c for c in chosen if records.staleness(c, args.scale)]
-    return _run_each(chosen, args)
+        dues = [due for due in dues if due.why]
+    return _run_each(sorted(dues, key=schedule.urgency) if args.all else dues, args)
 
 
-def _run_each(chosen: list[ChapterFile], args: Args) -> int:
-    """Run chapters, a few at a time; a line for each as it ends; one failure does not stop the others."""
+def _run_each(dues: list[schedule.Due], args: Args) -> int:
+    """Run chapters, a few at a time, within the budget; a line for each as it ends; no failure stops the others."""
     if args.jobs < 1:
         raise ReproError(f"--jobs must be at least 1; got {args.jobs}.")
+    budget = schedule.Budget(math.inf if args.budget is None else args.budget)
+    tally = schedule.Tally(dues, args.scale, budget)
+    try:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            try:
+                for ended in [pool.submit(_run_one, due, args, budget, tally) for due in dues]:
+                    ended.result()
+            except KeyboardInterrupt:
+                budget.stop()  # the threads kill their workers and start no other
+                raise
+    finally:
+        left = tally.unfinished()
+        if args.budget is not None or (left and len(dues) > 1):
+            _line(tally.summary() + (f"\n  Go on with: {_again(args, left)}" if left else ""))
+    return min(len(tally.of("failed")), 1)
+
+
+def _run_one(due: schedule.Due, args: Args, budget: schedule.Budget, tally: schedule.Tally) -> None:
+    """Run a chapter if it still fits into the budget, and tell how it ended."""
+    if not budget.fits(due):
+        return
+    slug, start = due.chapter.slug, time.monotonic()
     keep = args.seed == 0 and not (args.scale == "quick" and args.device not in ("auto", "cpu"))
-
-    def one(chapter: ChapterFile) -> records.Record:
-        jupyter = not args.no_jupyter
-        live = _Live(chapter.slug) if args.jobs == 1 else None
-        settings = {"device": args.device, "seed": args.seed, "jupyter": jupyter, "keep": keep}
-        return runner.run(chapter, args.scale, on_progress=live, **settings)
-
-    failures = 0
-    with ThreadPoolExecutor(args.jobs) as pool:
-        waiting = {pool.submit(one, chapter): chapter for chapter in chosen}
-        try:
-            for done in as_completed(waiting):
-                slug = waiting[done].slug
-                try:
-                    record = done.result()
-                except ReproError as error:
-                    failures += 1
-                    _line(f"{slug}  {args.scale}  FAILED: {error}")
-                    continue
-                cost = f"{record['wall_seconds']:.0f} s  {record['peak_ram_mb']} MB"
-                _line(f"{slug}  {args.scale}  {cost}  {report.summary(record)}{'' if keep else '  (not stored)'}")
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)  # first, so that no waiting chapter takes a free place
-            runner.stop_all()
+    live = _Live(slug) if args.jobs == 1 else None
+    settings = {"device": args.device, "seed": args.seed, "jupyter": not args.no_jupyter, "keep": keep}
+    try:
+        record = runner.run(due.chapter, args.scale, on_progress=live, stopped=budget.over, **settings)
+    except runner.Cut:
+        seconds = time.monotonic() - start
+        tally.note(slug, "cut", seconds)
+        _line(f"{slug}  {args.scale}  CUT after {seconds:.0f} s")
+    except Exception as error:
+        tally.note(slug, "failed")
+        known = isinstance(error, ReproError)
+        _line(f"{slug}  {args.scale}  FAILED: {error if known else f'{type(error).__name__}: {error}'}")
+        if not known:
             raise
-    return min(failures, 1)
+    else:
+        tally.note(slug, "done")
+        cost = f"{record['wall_seconds']:.0f} s  {record['peak_ram_mb']} MB"
+        _line(f"{slug}  {args.scale}  {cost}  {report.summary(record)}{'' if keep else '  (not stored)'}")
+
+
+def _again(args: Args, slugs: list[str]) -> str:
+    """The command that runs some chapters with the settings of this one."""
+    as_module = Path(sys.argv[0]).name == "__main__.py"
+    words = [Path(sys.executable).name, "-m", "repro"] if as_module else ["repro"]
+    words += ["run", *slugs]
+    for name, usual in {"scale": "quick", "device": "auto", "seed": 0, "jobs": 1, "budget": None}.items():
+        value = getattr(args, name)
+        words += [f"--{name}", str(value).removesuffix(".0")] if value != usual else []
+    return shlex.join([*words, *(["--no-jupyter"] if args.no_jupyter else [])])
+
+
+def _train(args: Args) -> int:
+    top = project.root()
+    known = {path.stem.replace("_", "-"): path for path in _recipes(top)}
+    if args.name not in known:
+        raise ReproError(f"No model {args.name!r}. {project.nearest(args.name, list(known))}")
+    paths = [str(top), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"REPRO_ROOT": str(top), "PYTHONPATH": os.pathsep.join(paths), "PYTHONHASHSEED": "0"}
+    code = subprocess.run([sys.executable, str(known[args.name]), *args.options], env=env, check=False).returncode
+    return code if code >= 0 else 128 - code  # ended by a signal: as a shell has it
+
+
+def _recipes(top: Path) -> list[Path]:
+    return [path for path in sorted((top / "models").glob("*.py")) if not path.name.startswith("_")]
 
 
 class _Live:
@@ -172,8 +272,8 @@ def _lint(args: Args) -> int:
     problems = [p for p in lint.lint_all(top) if not paths or top / p.path in paths]
     for problem in problems:
         print(problem)
-    n = len(paths) or len(project.chapters())
-    print(f"{n} chapters, {len(problems) or 'no'} problems.")
+    n = len(paths) or len(project.notebooks())
+    print(f"{n} notebooks, {len(problems) or 'no'} problems.")
     return min(len(problems), 1)
 
 
@@ -206,12 +306,12 @@ def _book(_: Args) -> int:
     from repro import site
 
     top = project.root()
-    stale = [c for c in project.chapters(top) if records.staleness(c, "quick")]
-    args = Args(scale="quick", device="auto", seed=0, jobs=1, no_jupyter=False)
+    stale = [due for due in schedule.survey(project.notebooks(top), "quick") if due.why]
+    args = Args(scale="quick", device="auto", seed=0, jobs=1, no_jupyter=False, budget=None)
     if _run_each(stale, args):
         return 1
-    for chapter in project.chapters(top):
-        if chapter not in stale:
+    for chapter in project.notebooks(top):
+        if chapter not in {due.chapter for due in stale}:
             print(f"{chapter.slug}  quick  kept: {report.status(chapter, 'quick')}")
     if report.update_readme(top / "README.md", project.chapters(top)):
         print("README.md: verdict counts renewed.")

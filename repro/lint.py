@@ -24,6 +24,7 @@ EXERCISES = ("pencil", "code", "open")
 PACKAGES = {"reprolib", "torch", "numpy", "scipy", "matplotlib", "sklearn"}
 NETWORK = {"urllib", "http", "socket", "ftplib", "subprocess"}
 PAPER_FIELDS = ("title", "authors", "venue", "year", "arxiv", "code", "part")
+OF_A_PAPER = {"sections", "chapter", "claims", "exercises", "method", "bibliography", "papers"}
 MAX_BYTES, MAX_LINES, MIN_ALT = 300 * 1024, 40, 20
 
 Finding = tuple[int | None, int | None, str]  # cell, line, message
@@ -58,13 +59,23 @@ def rule(name: str) -> Callable[[Rule], Rule]:
     return register
 
 
-def lint(path: Path, bibliography: set[str] | None = None, papers: Papers | None = None) -> list[Problem]:
-    """All problems of the notebook at `path`, in reading order; a list of the book that is None is not checked."""
+def lint(
+    path: Path, bibliography: set[str] | None = None, papers: Papers | None = None, page: bool = False
+) -> list[Problem]:
+    """All problems of the notebook at `path`, in reading order; a list of the book that is None is not checked.
+
+    A page is a notebook about no paper: the rules of what a chapter says of its paper do not hold for it.
+    """
     try:
         chapter = Chapter(path, bibliography, papers)
     except project.ReproError as error:
         return [Problem(path, None, None, "readable", str(error))]
-    found = [Problem(path, cell, line, name, said) for name, find in RULES for cell, line, said in find(chapter)]
+    found = [
+        Problem(path, cell, line, name, said)
+        for name, find in RULES
+        if not (page and name in OF_A_PAPER)
+        for cell, line, said in find(chapter)
+    ]
     return sorted(found, key=lambda p: (p.cell or 0, p.line or 0))
 
 
@@ -80,7 +91,9 @@ def lint_all(root: Path) -> list[Problem]:
     for slug in sorted(set(entries) - {p.stem for p in paths}):
         message = f"The entry {slug!r} has no chapter; make one with `repro new {slug}` or remove the entry."
         problems.append(Problem(root / "book" / "papers.yml", None, None, "papers", message))
-    return problems + [problem for path in paths for problem in lint(path, keys, entries)]
+    pages = [page.path for page in project.notebooks(root) if page.path not in paths]
+    problems += [problem for path in paths for problem in lint(path, keys, entries)]
+    return problems + [problem for path in pages for problem in lint(path, page=True)]
 
 
 def bib_keys(path: Path) -> set[str]:

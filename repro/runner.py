@@ -25,7 +25,10 @@ from reprolib.project import ChapterFile, ReproError
 
 Progress = Callable[[str], None]
 JUPYTER = ("nbclient", "nbformat", "ipykernel")
-_workers: set[subprocess.Popen[bytes]] = set()
+
+
+class Cut(ReproError):
+    """A run that was stopped from outside before its end, and stored nothing."""
 
 
 def has_jupyter() -> bool:
@@ -42,6 +45,7 @@ def run(
     jupyter: bool = True,
     keep: bool = True,
     on_progress: Progress | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> records.Record:
     """Run a chapter from a clean process and return its sealed record.
 
@@ -53,8 +57,10 @@ def run(
         jupyter: Through Jupyter, which also refreshes the notebook's outputs at quick scale; else cell by cell.
         keep: Write the record (and the outputs) to the checkout, whole or not at all.
         on_progress: Called with what the run reports while it lasts.
+        stopped: Asked ten times a second; once it says so, the run is killed with all it started.
 
     Raises:
+        Cut: ``stopped`` said so.
         NotebookError: A cell fails: names chapter, cell and line.
         ReproError: The chapter is being run already, Jupyter is missing, or the chapter leaves no record.
     """
@@ -70,6 +76,7 @@ def run(
             {"REPRO_SCALE": scale, "REPRO_DEVICE": device, "REPRO_SEED": str(seed)},
             jupyter,
             on_progress,
+            stopped,
         )
         report = place / "record.json"
         if not report.is_file():
@@ -107,7 +114,12 @@ def _alone(chapter: ChapterFile) -> Iterator[None]:
 
 
 def _work(
-    chapter: ChapterFile, place: Path, settings: dict[str, str], jupyter: bool, on_progress: Progress | None
+    chapter: ChapterFile,
+    place: Path,
+    settings: dict[str, str],
+    jupyter: bool,
+    on_progress: Progress | None,
+    stopped: Callable[[], bool],
 ) -> None:
     """Run the worker process to its end; kill it, and all it started, when we are stopped."""
     paths = {"REPRO_RECORD": "record.json", "REPRO_PROGRESS": "progress"}
@@ -120,14 +132,14 @@ def _work(
         worker = subprocess.Popen(
             command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
-        _workers.add(worker)
         try:
             while worker.poll() is None:
+                if stopped():
+                    raise Cut(f"{chapter.slug} was stopped before its end; what was stored before is unchanged.")
                 time.sleep(0.1)
                 if on_progress and (place / "progress").is_file():
                     on_progress((place / "progress").read_text(encoding="utf-8"))
         finally:
-            _workers.discard(worker)
             _kill(worker)
     if worker.returncode:
         error = place / "error"
@@ -141,12 +153,6 @@ def _kill(worker: subprocess.Popen[bytes]) -> None:
     if worker.poll() is None:
         os.killpg(worker.pid, signal.SIGKILL)
         worker.wait()
-
-
-def stop_all() -> None:
-    """Kill the workers of all threads; their runs end with an error and store nothing."""
-    for worker in tuple(_workers):
-        _kill(worker)
 
 
 def _worker(how: str, path: Path, place: Path, parent: int) -> None:

@@ -17,14 +17,15 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distributions
 from pathlib import Path
 
+from reprolib import records
 from reprolib.project import ReproError
 
 # What pages ask of MathJax: the script, its fonts, and TeX extensions that load on demand.
 MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
-INPUTS = ("_config.yml", "_toc.yml", "CONTRIBUTING.md", "book", "chapters", "results")
+INPUTS = ("_config.yml", "_toc.yml", "CONTRIBUTING.md", "book", "chapters", "results", "benchmarks")
 CONTENT = {".md", ".ipynb", ".json", ".bib"}
 SUFFIXES = CONTENT | {".yml", ".css", ".js", ".svg", ".png"}
-OWN = ("board", "claims", "notebook", "project", "records", "site", "sphinx_ext")
+OWN = ("board", "site", "sphinx_ext")  # and all of reprolib, whose docstrings are pages
 
 
 class SiteError(ReproError):
@@ -147,6 +148,7 @@ def _fingerprint(root: Path) -> dict[str, str]:
                 frame.update("/".join(parts).encode())
             (content if path.suffix in CONTENT else frame).update(entry)
     own = [Path(__file__).with_name(f"{name}.py") for name in OWN]
+    own += sorted(Path(records.__file__).parent.glob("*.py"))
     tools = re.compile("sphinx|myst|docutils|jupyter.book")
     frame.update(b"".join(hashlib.sha256(p.read_bytes()).digest() for p in own))
     frame.update("\n".join(sorted(f"{d.name}=={d.version}" for d in distributions() if tools.search(d.name))).encode())

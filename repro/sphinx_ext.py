@@ -142,20 +142,37 @@ def _depend(env: Any, files: list[ChapterFile], page: str) -> None:
 
 
 class Verdicts(SphinxDirective):
-    """``{verdicts}``: the board of all chapters, or of the one named."""
+    """``{verdicts}``: the board of all chapters, of those of a part, or of the one named."""
 
     optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         try:
-            files = [find(self.arguments[0], root)] if self.arguments else chapters(root)
+            files = chapters(root)
+            if self.arguments:
+                named = self.arguments[0]
+                files = [c for c in files if c.part == named] or [find(named, root)]
             _depend(self.env, files, self.env.docname)
             html = board.board(files, self.env.docname, root, controls=not self.arguments)
             html = html if self.arguments else board.summary(files) + html
         except ReproError as error:
             raise self.error(str(error)) from error
         return [nodes.raw("", html, format="html")]
+
+
+class Benchmark(SphinxDirective):
+    """``{benchmark} name``: the times that ``benchmarks/name.py`` measured last."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        path = Path(self.env.srcdir) / "benchmarks" / f"{self.arguments[0]}.json"
+        self.env.note_dependency(str(path))
+        try:
+            return [nodes.raw("", board.benchmark(path), format="html")]
+        except ReproError as error:
+            raise self.error(str(error)) from error
 
 
 def fill_in_repository(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -200,6 +217,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         load_mime_renders().append(MimeRenderer)
     app.add_node(slider_node, html=(visit_slider, None))
     app.add_directive("verdicts", Verdicts)
+    app.add_directive("benchmark", Benchmark)
     app.connect("source-read", fill_in_repository)
     app.connect("doctree-read", finish_page, priority=100)
     app.connect("html-page-context", drop_unused_mathjax, priority=900)

@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from reprolib.show import approx, approx_interval, markdown_table, say
 
 T = TypeVar("T")
 QUICK_THREADS = 2
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 def _number(name: str, default: int) -> int:
@@ -51,6 +53,8 @@ def pick_device(name: str, scale: str) -> torch.device:
         raise ReproError(f"The device (REPRO_DEVICE or --device) must be auto, cpu or cuda; got {name!r}.")
     if device.type == "cuda" and not cuda:
         raise ReproError(f"Device {name} was asked for, but torch {torch.__version__} sees no GPU here; use cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ReproError(f"Device {name} was asked for, but torch sees {torch.cuda.device_count()} here, from cuda:0.")
     return device
 
 
@@ -80,15 +84,22 @@ class Chapter:
 
     Args:
         slug: The chapter's name, that of its notebook.
+        precision: How coarse the chapter's numerics may get, only at full scale on a GPU that can (Ampere or newer).
+            ``tf32`` rounds the inputs of float32 matrix products and convolutions to 10 bits; ``bf16`` lets
+            `autocast` compute in bfloat16. The record says what was in force. Else every product is float32 whole.
 
     The environment decides the rest: ``REPRO_SCALE`` (quick or full), ``REPRO_DEVICE`` (auto, cpu, cuda),
-    ``REPRO_SEED`` (a whole number, default 0).
+    ``REPRO_SEED`` (a whole number, default 0). It seeds the global generators of torch (all devices) and numpy, and
+    cuDNN is kept to deterministic algorithms; other GPU sums may still differ in their last digits between runs.
 
     Raises:
         ReproError: One of the three is not what it must be; says which.
+        ValueError: The precision is none.
     """
 
-    def __init__(self, slug: str) -> None:
+    def __init__(self, slug: str, precision: str = "float32") -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}.")
         self.slug = slug
         self._scale = project.check_scale(os.environ.get("REPRO_SCALE", "") or "quick")
         self.device = pick_device(os.environ.get("REPRO_DEVICE", "") or "auto", self._scale)
@@ -101,11 +112,38 @@ class Chapter:
         self.threads(min(QUICK_THREADS, os.cpu_count() or 1))
         torch.manual_seed(self.seed)
         np.random.seed(self.seed % 2**32)
+        self._allowed, self._precision = precision, "float32"
+        self._reduce()
         plot.use_style()
 
     def threads(self, n: int) -> None:
         """Let torch use ``n`` CPU threads (many small matrix products are fastest on one)."""
         torch.set_num_threads(n)
+
+    def _reduce(self) -> None:
+        """Fix how float32 products and convolutions are computed, whatever the machine's defaults."""
+        if self._allowed == "tf32" and self._may_reduce():
+            self._precision = "tf32"
+        torch.set_float32_matmul_precision("high" if self._precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = self._precision == "tf32"
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+    def _may_reduce(self) -> bool:
+        cuda = self._scale == "full" and self.device.type == "cuda"
+        return cuda and torch.cuda.get_device_capability(self.device) >= (8, 0)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """A ``with`` in which matrix products are bfloat16, if ``Chapter(slug, precision="bf16")`` and the GPU can.
+
+        Raises:
+            ValueError: The chapter's precision is another, at any scale, so that a quick run finds it.
+        """
+        if self._allowed != "bf16":
+            raise ValueError(f'ch.autocast() needs precision "bf16"; this chapter was made with {self._allowed!r}.')
+        if not self._may_reduce():
+            return nullcontext()
+        self._precision = "bf16"
+        return torch.autocast("cuda", dtype=torch.bfloat16)
 
     def scale(self, *, quick: T, full: T) -> T:
         """All that differs between the quick and the full run, as one NamedTuple each; returns the one that counts."""
@@ -225,7 +263,7 @@ class Chapter:
         if where:
             records.write_atomic(Path(where), json.dumps(self._report(), allow_nan=False))
         counts = [f"{sum(r.verdict == v for r in self.results.values())} {v}" for v in _claims.VERDICTS]
-        print(f"{len(self.claims)} claims: {', '.join(counts)}.")
+        print(f"{len(self.claims)} claims: {', '.join(counts)}." if self.claims else "Done.")
 
     def _report(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -238,6 +276,7 @@ class Chapter:
             "peak_ram_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
             "peak_gpu_mb": gpu if gpu is None else round(gpu),
             "device": device_name(self.device),
+            "precision": self._precision,
             "threads": torch.get_num_threads(),
             "versions": versions(),
             "sizes": self._sizes,

@@ -49,7 +49,16 @@ def root() -> Path:
 
 def chapters(top: Path | None = None) -> list[ChapterFile]:
     """All chapters, by part and slug."""
-    files = sorted(((top or root()) / "chapters").glob("*/*.ipynb"))
+    return _notebooks((top or root()) / "chapters")
+
+
+def notebooks(top: Path | None = None) -> list[ChapterFile]:
+    """All that is run and recorded: the chapters, then the pages that are notebooks, which make no claims."""
+    return chapters(top) + _notebooks((top or root()) / "book")
+
+
+def _notebooks(folder: Path) -> list[ChapterFile]:
+    files = sorted(folder.glob("*/*.ipynb"))
     return [ChapterFile(f.stem, f.parent.name, f) for f in files if not f.name.startswith(".")]
 
 
@@ -62,12 +71,12 @@ def nearest(slug: str, known: list[str]) -> str:
 
 
 def find(slug: str, top: Path | None = None) -> ChapterFile:
-    """The chapter called ``slug``.
+    """The chapter, or page that is a notebook, called ``slug``.
 
     Raises:
         ReproError: There is none; the message names the nearest slugs.
     """
-    known = {c.slug: c for c in chapters(top)}
+    known = {c.slug: c for c in notebooks(top)}
     if slug not in known:
         raise ReproError(f"No chapter {slug!r}. {nearest(slug, list(known))}")
     return known[slug]

@@ -14,7 +14,7 @@ from reprolib.project import ChapterFile, ReproError
 
 SCHEMA = 1
 KEYS: tuple[str, ...] = ("schema", "slug", "scale", "seed", "code_hash", "date", "wall_seconds", "peak_ram_mb")
-KEYS += ("device", "threads", "runner", "versions", "sizes", "claims", "numbers", "digest")
+KEYS += ("device", "precision", "threads", "runner", "versions", "sizes", "claims", "numbers", "digest")
 Record = dict[str, Any]
 
 

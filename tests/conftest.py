@@ -77,4 +77,4 @@ def store_fixture() -> Callable[..., records.Record]:
 @pytest.fixture
 def repro_command() -> list[str]:
     """How a test starts the ``repro`` command in a process of its own."""
-    return [sys.executable, "-m", "reprolib"]
+    return [sys.executable, "-m", "repro"]

@@ -186,8 +186,8 @@ def test_a_gpu_asked_for_where_there_is_none_is_a_clear_error(checkout, toy_cell
     store(chapter)
     before = contents(chapter)
     assert cli.main(["run", "toy", "--device", "cuda", "--no-jupyter"]) == 1
-    out = capsys.readouterr().out
-    assert "toy, cell 3, line 7: ReproError: Device cuda was asked for, but torch" in out and "sees no GPU here" in out
+    err = capsys.readouterr().err
+    assert "repro: Device cuda was asked for, but torch" in err and "sees no GPU here; use cpu." in err
     assert contents(chapter) == before
 
 

@@ -17,7 +17,7 @@ from reprolib import notebook, project, records
 def copy(tmp_path: Path) -> Path:
     """A copy of the chapters, records and pages in a folder of its own."""
     root = project.root()
-    for name in ("chapters", "results", "book"):
+    for name in ("chapters", "results", "book", "benchmarks"):
         shutil.copytree(
             root / name, tmp_path / name, ignore=shutil.ignore_patterns("node_modules", ".ipynb_checkpoints")
         )

@@ -1,12 +1,18 @@
 """The ``repro`` command, without running a notebook: finding, listing, reporting, refusing."""
 
 import json
+import os
 import re
+import signal
+import sys
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import torch
 
-from repro import cli, doctor, report
+from repro import cli, doctor, report, runner, schedule
 from repro.runner import has_jupyter
 from reprolib import ReproError, project, records
 
@@ -80,6 +86,10 @@ def test_chapters_are_named_or_all_are_meant(repro, stored, argv):
     [
         (("run", "toy", "--scale", "medium"), "must be quick or full; got 'medium'"),
         (("run", "toy", "--jobs", "0"), "--jobs must be at least 1; got 0"),
+        (("run", "toy", "--budget", "0"), "--budget must be a positive number of seconds; got 0"),
+        (("run", "toy", "--budget", "-2.5"), "--budget must be a positive number of seconds; got -2.5"),
+        (("run", "toy", "--budget", "nan"), "--budget must be a positive number of seconds; got nan"),
+        (("run", "toy", "--device", "gpu"), "must be auto, cpu or cuda; got 'gpu'"),
     ],
 )
 def test_a_setting_that_is_none_is_refused_before_anything_runs(repro, stored, argv, message):
@@ -131,6 +141,8 @@ def test_run_stale_runs_what_is_missing_or_stale_and_that_alone(repro, checkout,
     ],
 )
 def test_only_seed_zero_on_the_device_of_its_scale_is_stored(repro, stored, monkeypatch, argv, keep):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     seen = {}
 
     def fake(chapter, scale, **settings):
@@ -154,6 +166,237 @@ def test_one_failure_does_not_stop_the_others(repro, checkout, store, monkeypatc
     monkeypatch.setattr(cli.runner, "run", fake)
     code, out, _ = repro("run", "--all", "--jobs", "2")
     assert code == 1 and "bad  quick  FAILED: bad, cell 2, line 1: ValueError: no" in out and "good  quick  2 s" in out
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "message"),
+    [
+        ("cuda", 0, f"Device cuda was asked for, but torch {re.escape(torch.__version__)} sees no GPU here; use cpu."),
+        ("cuda:2", 2, r"Device cuda:2 was asked for, but torch sees 2 here, from cuda:0\."),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused_before_anything_runs(repro, stored, monkeypatch, device, gpus, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(cli.runner, "run", lambda *_, **__: pytest.fail("a chapter was run"))
+    code, out, err = repro("run", "--all", "--scale", "full", "--device", device)
+    assert (code, out) == (1, "") and re.fullmatch(f"repro: {message}\n", err)
+
+
+# --------------------------------------------------------------------------------------------- run, within a budget
+
+
+@pytest.fixture
+def paced(checkout, store, monkeypatch):
+    """Chapters a to d, each as long as a test says; their runs move a clock instead of lasting."""
+    now, ran = [0.0], []
+    monkeypatch.setattr(schedule.time, "monotonic", lambda: now[0])
+    for slug in "abcd":
+        checkout(slug=slug)
+    like = store(project.find("a"))
+    project.find("a").record("quick").unlink()
+    lengths = {}
+
+    def run(chapter, scale, *, stopped, **_):
+        ran.append(chapter.slug)
+        if isinstance(lengths[chapter.slug], Exception):
+            raise lengths[chapter.slug]
+        for _ in range(lengths[chapter.slug]):
+            if stopped():
+                raise runner.Cut("cut")
+            now[0] += 1
+        return like
+
+    def make(**given):
+        lengths.update(given)
+        return ran
+
+    monkeypatch.setattr(cli.runner, "run", run)
+    monkeypatch.setattr(sys, "argv", ["/bin/repro"])
+    return make
+
+
+def test_a_budget_ends_the_chapter_it_runs_out_on_and_says_how_to_go_on(repro, paced):
+    ran = paced(a=10, b=25, c=5, d=5)
+    code, out, err = repro("run", "--stale", "--scale", "full", "--budget", "30", "--no-jupyter")
+    assert (code, err, ran) == (0, "", ["a", "b"])
+    assert out.splitlines()[1:] == [
+        "b  full  CUT after 20 s",
+        "full: 1 done, 0 failed, 1 cut, 2 not started; 30 of 30 s used.",
+        "  cut: b (after 20 s)",
+        "  not started: c, d",
+        "  Go on with: repro run c d b --scale full --budget 30 --no-jupyter",
+    ]
+    again = out.splitlines()[-1].split("repro ")[1].split()
+    del ran[:]
+    assert repro(*again)[0] == 0 and ran == ["c", "d", "b"]  # as named: what was cut comes last
+
+
+def test_a_chapter_that_took_longer_than_what_is_left_is_left_out_and_a_shorter_one_runs(repro, paced, store):
+    ran = paced(a=10, b=10, c=10, d=10)
+    for slug, seconds, date in (("b", 15, "2026-01-01"), ("c", 21, "2026-01-02"), ("d", 10, "2026-01-03")):
+        store(project.find(slug), wall_seconds=seconds, date=f"{date}T00:00:00+00:00", code_hash="0" * 64)
+    code, out, _ = repro("run", "--all", "--budget", "30", "--device", "cpu", "--jobs", "1")
+    assert code == 0 and ran == ["a", "b", "d"]
+    assert out.splitlines()[-2:] == [
+        "  not started: c (took 21 s last time)",
+        "  Go on with: repro run c --device cpu --budget 30",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ReproError("a: the run ended with status -9."), "a: the run ended with status -9."),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+    ],
+)
+def test_no_failure_stops_the_others_nor_is_it_run_again(repro, paced, error, said):
+    ran = paced(a=error, b=5, c=30, d=1)
+    code, out, err = repro("run", "--stale", "--budget", "20")
+    assert code == 1 and ran == ["a", "b", "c"] and f"a  quick  FAILED: {said}\n" in out
+    assert "quick: 1 done, 1 failed, 1 cut, 1 not started; 20 of 20 s used.\n  failed: a\n" in out
+    assert out.endswith("Go on with: repro run d c --budget 20\n")
+    assert ("What was stored before is unchanged." in err) is isinstance(error, OSError)
+
+
+def test_an_error_of_our_own_shows_its_trace_after_all_others_have_run(repro, paced, capsys):
+    ran = paced(a=KeyError("wall_seconds"), b=5, c=5, d=5)
+    with pytest.raises(KeyError, match="wall_seconds"):
+        cli.main(["run", "--all"])
+    assert ran == ["a", "b", "c", "d"]
+    assert "a  quick  FAILED: KeyError: 'wall_seconds'\n" in capsys.readouterr().out
+
+
+def test_a_budget_that_was_enough_leaves_nothing_to_go_on_with(repro, paced):
+    paced(a=1, b=1, c=1, d=1)
+    out = repro("run", "--all", "--budget", "1e3")[1]
+    assert out.endswith("quick: 4 done, 0 failed, 0 cut, 0 not started; 4 of 1000 s used.\n")
+
+
+def test_all_runs_in_the_order_of_urgency_and_named_chapters_as_named(repro, paced, store):
+    ran = paced(a=1, b=1, c=1, d=1)
+    store(project.find("a"))
+    store(project.find("b"), code_hash="0" * 64)
+    assert repro("run", "--all")[0] == 0 and ran == ["c", "d", "b", "a"]
+    del ran[:]
+    assert repro("run", "d", "a", "c", "--budget", "50")[0] == 0 and ran == ["d", "a", "c"]
+
+
+def test_a_command_to_go_on_repeats_every_setting_and_how_the_command_was_called(monkeypatch):
+    parse = cli._parser().parse_args
+    monkeypatch.setattr(sys, "argv", ["/somewhere/repro/__main__.py"])
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3.12")
+    flags = "--scale full --device cuda --seed 3 --jobs 2 --budget 540.5 --no-jupyter"
+    args = parse(["run", "--all", "--stale", *flags.split()])
+    assert cli._again(args, ["x", "y"]) == f"python3.12 -m repro run x y {flags}"
+    assert cli._again(parse(["run", "x"]), ["x"]) == "python3.12 -m repro run x"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_all_threads_and_the_summary_is_still_printed(repro, checkout, monkeypatch, number, code):
+    for slug in "abc":
+        checkout(slug=slug)
+    running = []
+
+    def run(chapter, scale, *, stopped, **_):
+        running.append(chapter.slug)
+        while not stopped():
+            time.sleep(0.01)
+        raise runner.Cut("cut")
+
+    def send():
+        while len(running) < 2:
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(cli.runner, "run", run)
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=send, daemon=True).start()
+    found, out, err = repro("run", "--all", "--jobs", "2")
+    assert found == code and err.strip() == "repro: stopped; what was stored before is unchanged."
+    assert sorted(running) == ["a", "b"] and "0 done, 0 failed, 2 cut, 1 not started" in out
+    assert re.search(r"Go on with: \S.*run c a b --jobs 2\n", out)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_the_command_works_in_a_thread_where_no_signal_can_be_caught(repro, stored):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(cli.main(["run", "--stale"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+# ----------------------------------------------------------------------------------------------------------- train
+
+RECIPE = """import os, signal, sys
+from pathlib import Path
+import own
+Path("said").write_text(" ".join([*sys.argv[1:], os.environ["REPRO_ROOT"], own.__file__]))
+if "--die" in sys.argv:
+    os.kill(os.getpid(), signal.SIGKILL)
+if "--hold" in sys.argv:
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.pause()
+sys.exit(7 if "--fail" in sys.argv else 0)
+"""
+
+
+@pytest.fixture
+def models(checkout, tmp_path, monkeypatch):
+    """A checkout with the recipes toy-net and other; the toy says what it was given in the file ``said``."""
+    checkout()
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "toy_net.py").write_text(RECIPE)
+    (folder / "other.py").write_text("raise SystemExit('the wrong one')")
+    (folder / "_shared.py").write_text("")
+    (tmp_path / "own.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "code"), [("", 0), ("--scale full --steps 3 --seed 1 --out x", 0), ("--fail", 7), ("--die", 137)]
+)
+def test_train_passes_the_options_on_and_returns_the_recipes_exit_code(repro, models, tmp_path, options, code):
+    assert repro("train", "toy-net", *options.split()) == (code, "", "")
+    said = [*options.split(), str(tmp_path), str(tmp_path / "own.py")]
+    assert (tmp_path / "said").read_text().split() == said
+
+
+@pytest.mark.parametrize(("name", "hint"), [("toy-nat", "Did you mean toy-net?"), ("x", "Known are: other, toy-net.")])
+def test_an_unknown_model_names_the_known_ones(repro, models, name, hint):
+    assert repro("train", name) == (1, "", f"repro: No model {name!r}. {hint}\n")
+
+
+def test_a_checkout_without_models_says_so(repro, stored):
+    assert repro("train", "toy-net")[2] == "repro: No model 'toy-net'. Known are: none.\n"
+
+
+def test_stopping_train_stops_the_recipe(repro, models):
+    start = time.monotonic()
+    code, _, err = repro("train", "toy-net", "--hold")
+    assert code == 143 and "repro: stopped; what was stored before is unchanged." in err
+    assert time.monotonic() - start < 10
+
+
+def test_list_shows_the_models_by_a_line_of_their_card(repro, models):
+    long = {"sha256": "0" * 64, "curve": [1, 2], "config": {}}
+    (models / "toy-net.json").write_text(json.dumps({"parameters": 1200, "device": "cpu", **long, "accuracy": 0.5}))
+    (models / "empty.json").write_text("{}")
+    (models / "list.json").write_text("[1]")
+    (models / "torn.json").write_text('{"a"')
+    code, out, err = repro("list")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[3:] == [
+        *("empty  (model)", "  its card says nothing"),
+        *("list  (model)", "  its card says nothing"),
+        *("torn  (model)", "  unreadable: Expecting ':' delimiter: line 1 column 5 (char 4)"),
+        *("toy-net  (model)", "  parameters 1200, device cpu, accuracy 0.5"),
+        "Recipes for repro train: other, toy-net",
+    ]
 
 
 def test_check_says_how_a_fresh_run_differs(repro, stored, monkeypatch):

@@ -3,12 +3,19 @@
 import json
 import os
 import re
+import subprocess
+import sys
+from importlib.metadata import distribution, packages_distributions
+from pathlib import Path
 
 import pytest
+import torch
+from packaging.requirements import Requirement
+from test_packaging import IMPORT_BLOCKED
 from toybook import TOY, make_checkout
 
 from repro import runner
-from reprolib import ReproError, notebook, records
+from reprolib import Chapter, ReproError, notebook, records, within
 from reprolib.notebook import NotebookError
 
 # What two runs of one chapter may differ in.
@@ -180,3 +187,145 @@ def test_the_quick_record_names_the_full_one_it_was_shown_beside(checkout, store
     quick = runner.run(chapter, jupyter=False)
     assert quick["beside"] == full["digest"] and records.staleness(chapter, "quick") is None
     assert notebook.code_hash(notebook.read(chapter.path)) == quick["code_hash"]
+
+
+def test_a_run_that_is_stopped_from_outside_ends_at_once_and_stores_nothing(checkout, store, toy_cells):
+    hold = """import os, time
+from pathlib import Path
+Path(os.environ["REPRO_ROOT"], "pid").write_text(str(os.getpid()))
+while True:
+    time.sleep(0.05)"""
+    chapter = checkout([*toy_cells[:2], ([], hold), *toy_cells[2:]])
+    store(chapter)
+    before = chapter.record("quick").read_bytes()
+    mark = chapter.root / "pid"
+    with pytest.raises(runner.Cut, match="toy was stopped before its end; what was stored before is unchanged"):
+        runner.run(chapter, jupyter=False, stopped=lambda: mark.exists() and mark.read_text() != "")
+    assert not Path("/proc", mark.read_text()).exists()
+    assert chapter.record("quick").read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------------------- on a bare machine
+
+
+def closure(*names):
+    """Names, as import sees them, of what comes with some distributions: themselves and all that they require."""
+    found, queue = set(), list(names)
+    while queue:
+        if (name := re.sub(r"[-_.]+", "-", queue.pop()).lower()) not in found:
+            found.add(name)
+            wanted = map(Requirement, distribution(name).requires or [])
+            queue += [r.name for r in wanted if not r.marker or r.marker.evaluate({"extra": ""})]
+    return found
+
+
+def test_torch_numpy_scipy_and_matplotlib_are_enough_to_run_all_that_is_stale(checkout, tmp_path):
+    chapter = checkout()
+    here = closure("torch", "numpy", "scipy", "matplotlib") | {"reprolib", "pip", "setuptools"}
+    owners = {name: {re.sub(r"[-_.]+", "-", d).lower() for d in of} for name, of in packages_distributions().items()}
+    blocked = {name for name, of in owners.items() if not of & here}
+    assert {"yaml", "IPython", "nbformat", "ipywidgets", "sklearn", "psutil", "pytest"} <= blocked
+    (tmp_path / "bare").mkdir()
+    code = IMPORT_BLOCKED.format(blocked=blocked, statement="")
+    (tmp_path / "bare" / "sitecustomize.py").write_text(code)  # holds in the worker processes, too
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "bare"), str(Path(runner.__file__).parents[1])])}
+
+    def python(*argv):
+        return subprocess.run([sys.executable, *argv], cwd=tmp_path, env=env, capture_output=True, text=True)
+
+    assert "blocked: yaml" in python("-c", "import yaml").stderr
+    flags = "--scale full --device cpu --no-jupyter".split()
+    one = python("-m", "repro", "run", "toy", *flags)
+    assert (one.returncode, one.stderr) == (0, ""), one.stderr
+    first = records.read(chapter.record("full"))
+    assert (first["runner"], first["precision"], first["sizes"]) == ("plain", "float32", {"n": 12})
+    assert python("-m", "repro", "list").returncode == 0
+    chapter.record("full").unlink()
+    stale = python("-m", "repro", "run", *flags, "--all", "--stale", "--budget", "100")
+    assert stale.returncode == 0 and "full: 1 done, 0 failed, 0 cut, 0 not started;" in stale.stdout, stale.stderr
+    assert essence(records.read(chapter.record("full"))) == essence(first)
+
+
+# ------------------------------------------------------------------------------ precision, and what the record says
+
+
+@pytest.fixture
+def gpu(checkout, monkeypatch):
+    """Makes torch and a chapter at full scale believe in a GPU of a compute capability, as far as settings go."""
+    checkout()
+
+    def make(capability=(9, 0), scale="full", device="auto"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "imagined")
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 0)
+        monkeypatch.setenv("REPRO_SCALE", scale)
+        monkeypatch.setenv("REPRO_DEVICE", device)
+
+    yield make
+    monkeypatch.undo()
+    Chapter("toy")  # puts the settings back
+    assert in_force() == ("highest", False)
+
+
+def in_force():
+    """How float32 products and convolutions are computed."""
+    return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+
+def recorded(ch):
+    ch.claim("c", "A.", paper="T", criterion=within(1))
+    ch.measure("c", 0.0)
+    return ch._report()["precision"]
+
+
+def test_a_chapter_that_asks_for_nothing_computes_in_whole_float32_whatever_was_set_before(gpu):
+    gpu()
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, True
+    ch = Chapter("toy")
+    assert ch.device.type == "cuda" and in_force() == ("highest", False) and recorded(ch) == "float32"
+    assert (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark) == (True, False)
+
+
+def test_tf32_is_in_force_on_a_gpu_at_full_scale_and_recorded(gpu):
+    gpu()
+    ch = Chapter("toy", precision="tf32")
+    assert in_force() == ("high", True) and recorded(ch) == "tf32"
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+@pytest.mark.parametrize(
+    "where", [{"scale": "quick", "device": "cuda"}, {"device": "cpu"}, {"capability": (7, 5)}], ids=str
+)
+def test_at_quick_scale_on_a_cpu_and_on_an_old_gpu_all_is_float32(gpu, precision, where):
+    gpu(**where)
+    ch = Chapter("toy", precision=precision)
+    if precision == "bf16":
+        with ch.autocast():
+            assert not torch.is_autocast_enabled("cuda") and not torch.is_autocast_enabled("cpu")
+    assert in_force() == ("highest", False) and recorded(ch) == "float32"
+
+
+def test_bf16_is_in_force_within_autocast_and_recorded_only_if_that_was_used(gpu):
+    gpu()
+    ch = Chapter("toy", precision="bf16")
+    assert ch._report()["precision"] == "float32"
+    with ch.autocast():
+        assert torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    assert not torch.is_autocast_enabled("cuda")
+    assert in_force() == ("highest", False) and recorded(ch) == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_autocast_that_was_not_asked_for_is_refused_at_quick_scale_already(checkout, precision):
+    checkout()
+    with pytest.raises(ValueError, match=f'autocast.. needs precision "bf16"; this chapter was made with .{precision}'):
+        Chapter("toy", precision=precision).autocast()
+
+
+def test_a_precision_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of float32, tf32, bf16; got 'half'"):
+        Chapter("toy", precision="half")
