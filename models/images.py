@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from reprolib import data, lm, project, records
+from reprolib import data, project, records, weights
 from reprolib.nets import ViT, resnet
 from reprolib.train import train, warmup_cosine
 
@@ -113,7 +113,7 @@ def train_images(
 def store(model: nn.Module, card: dict[str, Any], out: Path) -> Path:
     """Write the weights, then the card that names their checksum; returns the card's path."""
     tensors = {name: p.detach().cpu() for name, p in model.state_dict().items()}
-    lm.save_weights(out, tensors, {"net": card["net"], "settings": json.dumps(card["settings"])})
+    weights.save_weights(out, tensors, {"net": card["net"], "settings": json.dumps(card["settings"])})
     path = out.with_suffix(".json")
     sealed = {**card, "sha256": hashlib.sha256(out.read_bytes()).hexdigest()}
     records.write_atomic(path, json.dumps(sealed, indent=1, allow_nan=False) + "\n")

@@ -193,6 +193,18 @@ def figures(chapter: Chapter) -> Iterator[Finding]:
             yield cell.number, None, f"An output {pictures[0]} lacks a text alternative; use figure(...)."
 
 
+@rule("labels")
+def labels_of_their_own(chapter: Chapter) -> Iterator[Finding]:
+    """A label is known to the whole book, so it carries the chapter's name."""
+    found = [(call.at, call.keywords.get("name")) for call in chapter.calls("figure")]
+    for cell in chapter.prose:
+        for label in re.finditer(r"^\(([^()\s]+)\)=$|\$\$[ \t]*\(([^()\s]+)\)", cell.source, re.M):
+            found.append(((cell.number, cell.source.count("\n", 0, label.start()) + 1), label[1] or label[2]))
+    for at, name in found:
+        if name and chapter.slug not in name:
+            yield *at, f"The label {name!r} must contain {chapter.slug!r}, for the book has one of each; rename it."
+
+
 @rule("outputs")
 def clean_outputs(chapter: Chapter) -> Iterator[Finding]:
     for cell, output in _outputs(chapter):

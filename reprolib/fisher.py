@@ -94,6 +94,8 @@ def checked(f: Tensor, batch: Batch, labels: Labels) -> Tensor:
         raise ValueError(f"likelihood must be 'categorical' or 'gaussian'; got {likelihood!r}.")
     if f.ndim not in (2, 3) or len(f) != len(x):
         raise ValueError(f"model must return (N, C) or (N, T, C) with N = {len(x)}; got shape {tuple(f.shape)}.")
+    if likelihood == "categorical" and f.shape[-1] < 2:
+        raise ValueError(f"a categorical likelihood must have at least two classes; got outputs {tuple(f.shape)}.")
     if not f.isfinite().all():
         raise ValueError("the model's outputs must be finite; got NaN or infinity: see its inputs and parameters.")
     if mask is not None and (f.ndim == 2 or mask.shape != f.shape[:2] or mask.dtype != torch.bool):
@@ -114,21 +116,33 @@ def checked(f: Tensor, batch: Batch, labels: Labels) -> Tensor:
 
 
 def cotangents(f: Tensor, batch: Batch, labels: Labels) -> Iterator[Tensor]:
-    """The v of the module's formula, each of the shape of f: C (T C for sequences) if exact, ``samples``, or one."""
+    """The v of the module's formula, each of the shape of f: K of them.
+
+    K is ``samples``, or 1 if empirical; exact it is C for a Gaussian, C − 1 for a categorical, T times that for
+    sequences, whose positions are independent.
+    """
     categorical, c, exact = labels.likelihood == "categorical", f.shape[-1], labels.source == "exact"
     drop = torch.zeros_like(f[..., :1], dtype=torch.bool) if batch.mask is None else ~batch.mask[..., None]
     p = f.softmax(-1)
-    for unit in torch.eye(c, dtype=f.dtype, device=f.device) if exact else ():
-        v = (unit - p) * (p @ unit).sqrt()[..., None] if categorical else unit.expand_as(f)  # √p_c (e_c − p), or e_c
+    for v in () if not exact else _roots(p) if categorical else torch.eye(c, dtype=f.dtype, device=f.device):
         heres = torch.eye(f.shape[1], dtype=f.dtype, device=f.device) if f.ndim == 3 else f.new_ones(1, 1)
-        yield from (v.masked_fill(drop, 0) * here[:, None] for here in heres)  # positions are independent
+        yield from (v.expand_as(f).masked_fill(drop, 0) * here[:, None] for here in heres)
     for y in () if exact else batch.y[None] if labels.source == "empirical" else _draw(f, labels):  # type: ignore
         v = F.one_hot(y.masked_fill(drop[..., 0], 0), c).to(f.dtype) - p if categorical else y - f
         yield v.masked_fill(drop, 0) / labels.samples**0.5
 
 
+def _roots(p: Tensor) -> Iterator[Tensor]:
+    """The C − 1 columns of the Cholesky factor of diag p − p pᵀ, each of the shape of p (Tanabe and Sagae 1992)."""
+    tails = p.flip(-1).cumsum(-1).flip(-1).clamp_min(torch.finfo(p.dtype).tiny)  # Σ_{i ≥ j} p_i
+    for j in range(p.shape[-1] - 1):
+        v = -p * (torch.arange(p.shape[-1], device=p.device) > j)
+        v[..., j] = tails[..., j + 1]
+        yield v * (p[..., j] / tails[..., j] / tails[..., j + 1]).sqrt()[..., None]
+
+
 def _draw(f: Tensor, labels: Labels) -> Tensor:
-    """K labels an output drawn from the model, (K, *shape of y), by inverse distribution functions."""
+    """K labels an output drawn from the model, ``(K, *shape of y)``, by inverse distribution functions."""
     categorical, generator = labels.likelihood == "categorical", labels.generator
     device = generator.device if generator else f.device
     shape = len(f), labels.samples, *(f.shape[1:-1] if categorical else f.shape[1:])
@@ -141,7 +155,7 @@ def _draw(f: Tensor, labels: Labels) -> Tensor:
 
 
 def pull_back(model: nn.Module, x: Tensor, v: Tensor, names: Container[str] | None = None) -> Params:
-    """J_nᵀ v_nk for v (N, K, *outputs), by torch.func: (N, K, *shape) for the parameters named, or all."""
+    """J_nᵀ v_nk for v ``(N, K, *outputs)``, by torch.func: ``(N, K, *shape)`` for the parameters named, or all."""
     fixed = {name: p.detach() for name, p in model.named_parameters()}
     params = {name: p for name, p in fixed.items() if names is None or name in names}
 
@@ -162,7 +176,7 @@ def scores_at(model: nn.Module, batch: Batch, labels: Labels, names: Container[s
 
 
 def scores(model: nn.Module, x: Tensor) -> tuple[Tensor, Params]:
-    """Probabilities (N, C) of a classifier, and the score of each class, (N, C, *shape of each parameter)."""
+    """Probabilities (N, C) of a classifier, and the score of each class, ``(N, C, *shape of the parameter)``."""
     refuse_noise(model)
     with torch.no_grad():
         (batch,) = stream(x)
@@ -173,7 +187,7 @@ def scores(model: nn.Module, x: Tensor) -> tuple[Tensor, Params]:
 
 
 def per_example_gradients(model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Params:
-    """Gradients of the scalar ``loss(outputs (1, ...), y (1, ...))`` of each of N examples: (N, *shape), O(N P)."""
+    """Gradients of the scalar ``loss(outputs (1, ...), y (1, ...))`` of each of N examples: ``(N, *shape)``, O(N P)."""
     refuse_noise(model)
     (batch,) = stream(batches(x, y))
     params = {name: p.detach() for name, p in model.named_parameters()}

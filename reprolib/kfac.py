@@ -78,11 +78,13 @@ def _select(model: nn.Module, layers: Layers) -> dict[str, nn.Module]:
 
 def _positions(module: nn.Module, t: Tensor, inputs: bool) -> Tensor:
     """Inputs or output gradients of one call as (N, R, I + 1) or (N, R, O)."""
+    biased = inputs and module.bias is not None
     if isinstance(module, nn.Conv2d):
         kernel = module.kernel_size, module.dilation, module.padding, module.stride
-        t = (F.unfold(t, *kernel) if inputs else t.flatten(2)).mT  # type: ignore[arg-type]  # padding is no str here
+        t = F.unfold(t, *kernel) if inputs else t.flatten(2)  # type: ignore[arg-type]  # padding is no str here
+        return (F.pad(t, (0, 0, 0, 1), value=1.0) if biased else t).mT
     t = t.reshape(len(t), -1, t.shape[-1])
-    return F.pad(t, (0, 1), value=1.0) if inputs and module.bias is not None else t
+    return F.pad(t, (0, 1), value=1.0) if biased else t
 
 
 def _join(calls: list[Tensor]) -> Tensor:
@@ -159,11 +161,10 @@ def layer_squares(model: nn.Module, batch: Batch, labels: Labels) -> Params:
     return found
 
 
-def _keep(path: str, batch: Batch, positions: int) -> Tensor:
-    """Positions that count, (N, R, 1): the mask (N, T), once for each call; a layer's only position always does."""
-    mask = batch.mask
+def _keep(path: str, mask: Tensor | None, positions: int) -> Tensor | None:
+    """Positions that count, (N, R, 1): the mask (N, T), once for each call; None if all, as the only one does."""
     if mask is None or (positions == 1 and mask.shape[1] > 1):
-        return torch.ones(len(batch.x), positions, 1, dtype=torch.bool, device=batch.x.device)
+        return None
     if positions % mask.shape[1]:
         got = f"{positions} positions, the mask {mask.shape[1]}"
         raise ValueError(f"layer {path!r} must have one position, or those of the mask; it has {got}.")
@@ -175,20 +176,22 @@ def _moments(model: nn.Module, batch: Batch, labels: Labels, layers: dict[str, n
     a, gradients = layerwise(model, batch, labels, layers)
     if idle := layers.keys() - a.keys():
         raise ValueError(f"layer {min(idle)!r} is never called: the model leaves it out or takes its weight.")
-    keep = {path: _keep(path, batch, rows.shape[1]) for path, rows in a.items()}
+    keep = {path: _keep(path, batch.mask, rows.shape[1]) for path, rows in a.items()}
     sums: dict[str, Any] = defaultdict(float)
 
-    def add(name: str, rows: Tensor, keep: Tensor) -> None:
-        rows = (rows * keep).sum(1) if reduce else (rows * keep).flatten(0, 1)
-        sums[name] += (rows.T @ rows).double()
+    def add(name: str, path: str, rows: Tensor) -> None:
+        rows = rows if (kept := keep[path]) is None else rows * kept
+        rows = rows.sum(1) if reduce else rows.flatten(0, 1)
+        sums[name + path] += (rows.T @ rows).double()
 
     for path, rows in a.items():
-        kept = keep[path].sum(1, keepdim=True).double()  # (N, 1, 1)
-        add("A " + path, rows / kept.clamp_min(1).to(rows.dtype) if reduce else rows, keep[path])
+        mask = keep[path]
+        kept = (torch.ones_like(rows[..., :1]) if mask is None else mask).sum(1, keepdim=True).double()  # (N, 1, 1)
+        add("A ", path, rows / kept.clamp_min(1).to(rows.dtype) if reduce else rows)
         sums["count " + path] += kept.clamp_max(1).sum() if reduce else kept.sum()
     for g in gradients:
         for path, rows in g.items():
-            add("S " + path, rows, keep[path])
+            add("S ", path, rows)
     return sums
 
 

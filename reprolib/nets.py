@@ -152,7 +152,7 @@ class ViT(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """Images to their final tokens, (N, T, D): the class token if there is one, then the patches by row."""
-        if x.ndim != 4 or x.shape[1:] != self.shape:
+        if x.shape[1:] != self.shape:
             raise ValueError(f"x must be images (N, {', '.join(map(str, self.shape))}); got {tuple(x.shape)}.")
         cut = x.unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))  # (N, channels, rows, p, columns, p)
         t = self.embed(cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))

@@ -24,7 +24,7 @@ CHECK = 64  # steps between looks at the losses: a look waits for the device
 
 
 class Stacked(NamedTuple):
-    """S models of one architecture; every tensor is (S, *shape)."""
+    """S models of one architecture; every tensor is ``(S, *shape)``."""
 
     template: nn.Module
     params: Params

@@ -216,6 +216,15 @@ def test_the_gaussian_fisher_is_the_gram_matrix_of_the_jacobian(kind):
     assert_close(full_fisher(model, x, "gaussian"), jacobian_gram(model, x), **EXACT)
 
 
+def test_certain_predictions_in_single_precision_lose_nothing():
+    logits = torch.tensor([[1000.0, 0.0, -1000.0], [0.0, 0.0, -200.0], [-90.0, 0.0, 1.0], [20.0, 0.0, 0.0]])
+    labels = fisher.Labels("exact")
+    roots = torch.stack([*fisher.cotangents(logits, Batch(logits), labels)])  # (C - 1, 4, C)
+    p = logits.double().softmax(-1)
+    expected = torch.diag_embed(p) - p[:, :, None] * p[:, None]
+    assert_close(torch.einsum("knc,knd->ncd", roots, roots).double(), expected, rtol=1e-5, atol=1e-15)
+
+
 # Diagonals and blocks, against the full matrix
 
 
@@ -435,6 +444,8 @@ def test_no_example_and_outputs_of_another_shape_are_refused(model, x):
             diagonal_fisher(model, data)
     with pytest.raises(ValueError, match=r"must return \(N, C\) or \(N, T, C\) with N = 20; got shape \(60,\)"):
         diagonal_fisher(nn.Sequential(model, nn.Flatten(0)), x)
+    with pytest.raises(ValueError, match=r"at least two classes; got outputs \(20, 1\)"):
+        diagonal_fisher(nn.Linear(D, 1).double(), x)
     with pytest.raises(ValueError, match=r"must return logits \(N, C\); got shape \(6, 3, 3\)"):
         scores(*make("sequence"))
 

@@ -37,7 +37,7 @@ def exercise(k: int, kind: str) -> Cells:
 
 
 def good() -> Cells:
-    picture = 'figure(fig, name="fig-a", caption="Twice.", alt="A line that rises from 0 to 2, straight.")'
+    picture = 'figure(fig, name="good-paper-a", caption="Twice.", alt="A line that rises from 0 to 2, straight.")'
     frames = 'slider(frames, labels, name="ρ", caption="Twice.", alt="A line that gets steeper with ρ.")'
     cells = [
         markdown("# Good\n\nBell (2020). **Cost:** quick 1 s, full 2 s."),
@@ -47,7 +47,7 @@ def good() -> Cells:
         code('ch.claim("c1", "It doubles.", paper="Table 1", criterion=above(0))', "claims"),
         markdown("## The idea\n\nSee ![a line that doubles](line.png)."),
         markdown("## Notation"),
-        markdown("## The method\n\n$$y = 2x$$ (eq-double)"),
+        markdown("## The method\n\n$$y = 2x$$ (eq-good-paper)"),
         code(
             '"""Doubling."""\n\nimport math\n\nFACTOR = math.sqrt(4)\n\n\ndef double(x):\n    return FACTOR * x',
             "method",
@@ -195,9 +195,12 @@ BREACHES = [
     ("claims", "literally", added(code("ch.measure(name, [1])"), "## Explore")),
     ("text-alternatives", "alt=", replaced(', alt="A line that rises from 0 to 2, straight."', "")),
     ("text-alternatives", "caption=", replaced('name="ρ", caption="Twice."', 'name="ρ"')),
-    ("text-alternatives", "name=", replaced('name="fig-a", ', "")),
+    ("text-alternatives", "name=", replaced('name="good-paper-a", ', "")),
     ("text-alternatives", "20 characters", replaced("A line that rises from 0 to 2, straight.", "A line.")),
-    ("text-alternatives", "is taken", replaced('name="ρ"', 'name="fig-a"')),
+    ("labels", "'fig-a' must contain 'good-paper'", replaced("good-paper-a", "fig-a")),
+    ("labels", "'eq-double' must contain", replaced("eq-good-paper", "eq-double")),
+    ("labels", "'verdicts' must contain", replaced("## The method", "(verdicts)=\n## The method")),
+    ("text-alternatives", "is taken", replaced('name="ρ"', 'name="good-paper-a"')),
     ("text-alternatives", "show()", replaced("ch.verdicts()", "ch.verdicts()\nplt.show()")),
     ("text-alternatives", "image/png", shows(PICTURE)),
     ("text-alternatives", "picture in Markdown", replaced("![a line that doubles]", "![]")),
@@ -218,7 +221,7 @@ BREACHES = [
     ("method", "definitions only", replaced(METHOD, METHOD + "\n\n\nprint(double(1))")),
     ("method", "definitions only", replaced(METHOD, METHOD + "\n\n\nRESULT = double(1)")),
     ("method", "definitions only", replaced(METHOD, METHOD + "\n\n\nfor i in range(3):\n    pass")),
-    ("method", "equation", replaced("\n\n$$y = 2x$$ (eq-double)", "")),
+    ("method", "equation", replaced("\n\n$$y = 2x$$ (eq-good-paper)", "")),
     ("method", "'math' is used", replaced("import math\n\n", "")),
     ("method", "'np' is used", replaced(METHOD, "    return np.asarray(FACTOR * x)")),
     ("syntax", "not Python", replaced("ch.verdicts()", "ch.verdicts(")),

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
-from reprolib import lm
+from reprolib import lm, weights
 from reprolib.lm import GPT, GPTConfig
 from reprolib.project import ReproError
 
@@ -460,7 +460,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def test_our_file_is_read_by_the_safetensors_library(tensors, tmp_path):
     safetensors = pytest.importorskip("safetensors")
     path = tmp_path / "new folder" / "a.safetensors"
-    lm.save_weights(path, tensors, {"made by": "us ü"})
+    weights.save_weights(path, tensors, {"made by": "us ü"})
     with safetensors.safe_open(path, "pt") as file:
         assert file.metadata() == {"made by": "us ü"}
         assert_same({name: file.get_tensor(name) for name in file.keys()}, tensors)
@@ -470,31 +470,31 @@ def test_the_library_s_file_is_read_by_us(tensors, tmp_path):
     torch_files = pytest.importorskip("safetensors.torch")
     path = tmp_path / "a.safetensors"
     torch_files.save_file({name: t.contiguous() for name, t in tensors.items()}, path, {"format": "pt"})
-    found, metadata = lm.load_weights(path)
+    found, metadata = weights.load_weights(path)
     assert_same(found, tensors)
     assert metadata == {"format": "pt"}
     torch_files.save_file({}, path)
-    assert lm.load_weights(path) == ({}, {})
+    assert weights.load_weights(path) == ({}, {})
 
 
 def test_weights_come_back_bit_by_bit_and_every_tensor_is_aligned(tensors, tmp_path):
     path = tmp_path / "a.safetensors"
-    lm.save_weights(str(path), tensors)
-    found, metadata = lm.load_weights(str(path))
+    weights.save_weights(str(path), tensors)
+    found, metadata = weights.load_weights(str(path))
     assert_same(found, tensors)
     assert metadata == {}
     length = int.from_bytes(path.read_bytes()[:8], "little")
     header = json.loads(path.read_bytes()[8 : 8 + length])
     assert all((8 + length + header[n]["data_offsets"][0]) % t.element_size() == 0 for n, t in tensors.items())
     assert path.stat().st_mode & 0o777 == 0o644
-    lm.save_weights(path, {})
-    assert lm.load_weights(path) == ({}, {})
+    weights.save_weights(path, {})
+    assert weights.load_weights(path) == ({}, {})
 
 
 def test_loaded_tensors_can_be_changed_without_touching_one_another(tmp_path):
     shared = torch.ones(3)
-    lm.save_weights(tmp_path / "a", {"x": shared, "y": shared})
-    found = lm.load_weights(tmp_path / "a")[0]
+    weights.save_weights(tmp_path / "a", {"x": shared, "y": shared})
+    found = weights.load_weights(tmp_path / "a")[0]
     found["x"] += 1
     assert_same(found, {"x": torch.full((3,), 2.0), "y": torch.ones(3)})
 
@@ -502,15 +502,15 @@ def test_loaded_tensors_can_be_changed_without_touching_one_another(tmp_path):
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failing):
     path = tmp_path / "a.safetensors"
-    lm.save_weights(path, {"x": torch.ones(3)})
+    weights.save_weights(path, {"x": torch.ones(3)})
 
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(os, failing, interrupted)
     with pytest.raises(KeyboardInterrupt):
-        lm.save_weights(path, {"x": torch.zeros(3)})
-    assert_same(lm.load_weights(path)[0], {"x": torch.ones(3)})
+        weights.save_weights(path, {"x": torch.zeros(3)})
+    assert_same(weights.load_weights(path)[0], {"x": torch.ones(3)})
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -524,7 +524,7 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(tmp_path, monk
 )
 def test_what_the_format_cannot_hold_is_refused(tmp_path, tensors, metadata, message):
     with pytest.raises(ValueError, match=message):
-        lm.save_weights(tmp_path / "a", tensors, metadata)
+        weights.save_weights(tmp_path / "a", tensors, metadata)
     assert not list(tmp_path.iterdir())
 
 
@@ -578,7 +578,7 @@ def test_a_damaged_file_is_refused_by_us_and_by_the_library(tmp_path, damage):
     path, (content, message) = tmp_path / "a.safetensors", DAMAGED[damage]
     path.write_bytes(content)
     with pytest.raises(ReproError, match=message) as refused:
-        lm.load_weights(path)
+        weights.load_weights(path)
     assert str(path) in str(refused.value)
     safetensors = pytest.importorskip("safetensors")
     if damage not in OVERLOOKED:
@@ -588,17 +588,17 @@ def test_a_damaged_file_is_refused_by_us_and_by_the_library(tmp_path, damage):
 
 def test_every_cut_of_a_file_is_refused(tensors, tmp_path):
     path = tmp_path / "a.safetensors"
-    lm.save_weights(path, tensors)
+    weights.save_weights(path, tensors)
     whole = path.read_bytes()
     for n in range(0, len(whole), 13):
         path.write_bytes(whole[:n])
         with pytest.raises(ReproError):
-            lm.load_weights(path)
+            weights.load_weights(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ReproError, match="nowhere is missing"):
-        lm.load_weights(tmp_path / "nowhere")
+        weights.load_weights(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS.keys())
@@ -615,7 +615,7 @@ def test_a_model_comes_back_with_its_configuration_and_its_logits(tmp_path, conf
 def test_half_precision_is_a_way_of_storing_and_comes_back_as_float32(tmp_path, dtype):
     model = perturbed(SMALL)
     lm.save_gpt(tmp_path / "m", model, dtype)
-    assert lm.load_weights(tmp_path / "m")[0]["embed.weight"].dtype == dtype
+    assert weights.load_weights(tmp_path / "m")[0]["embed.weight"].dtype == dtype
     expected = {name: p.to(dtype).float() for name, p in leaves(model).items()}
     assert_close(leaves(lm.load_gpt(tmp_path / "m")), expected, rtol=0, atol=0)
 
@@ -624,10 +624,10 @@ def test_tensors_that_do_not_fit_the_configuration_are_named(tmp_path):
     path, good = tmp_path / "m", leaves(GPT(SMALL))
     metadata = {"gpt": json.dumps(SMALL._asdict())}
     surplus = {n: t for n, t in good.items() if n != "norm.bias"} | {"more": torch.zeros(1)}
-    lm.save_weights(path, surplus, metadata)
+    weights.save_weights(path, surplus, metadata)
     with pytest.raises(ReproError, match=r"m: missing tensors \['norm.bias'\], unexpected tensors \['more'\]"):
         lm.load_gpt(path)
-    lm.save_weights(path, good | {"norm.bias": torch.zeros(1)}, metadata)
+    weights.save_weights(path, good | {"norm.bias": torch.zeros(1)}, metadata)
     with pytest.raises(ReproError, match=r"norm.bias must be \(8,\); got \(1,\)"):
         lm.load_gpt(path)
 
@@ -644,7 +644,7 @@ def test_tensors_that_do_not_fit_the_configuration_are_named(tmp_path):
     ],
 )
 def test_weights_without_a_usable_configuration_are_refused(tmp_path, metadata, message):
-    lm.save_weights(tmp_path / "m", leaves(GPT(SMALL)), metadata)
+    weights.save_weights(tmp_path / "m", leaves(GPT(SMALL)), metadata)
     with pytest.raises(ReproError, match=message):
         lm.load_gpt(tmp_path / "m")
 
@@ -744,7 +744,7 @@ def test_a_configuration_that_is_missing_or_damaged_is_refused(gpt_2, tmp_path):
         lm.from_hugging_face(state, {k: v for k, v in config.items() if k != "n_layer"})
     with pytest.raises(ReproError, match=r"model\.safetensors is missing"):
         lm.from_hugging_face(tmp_path)
-    lm.save_weights(tmp_path / "model.safetensors", {})
+    weights.save_weights(tmp_path / "model.safetensors", {})
     with pytest.raises(ReproError, match=r"can follow: .*No such file.*config\.json"):
         lm.from_hugging_face(tmp_path)
     (tmp_path / "config.json").write_text("{")

@@ -85,6 +85,16 @@ def test_a_residual_block_is_its_equation():
     assert_close(block(x), expected)
 
 
+def test_a_resnet_is_stem_blocks_norm_mean_over_pixels_and_head():
+    model, x = perturb(resnet(1, 5, (4, 8), 1, FOUR_GROUPS)), images(2, 1, 6)
+    a = nn.functional.conv2d(x, model[0].weight, padding=1)
+    for block in model[1:3]:
+        a = block(a)
+    features = nn.functional.group_norm(a, 4, model[3].weight, model[3].bias).relu().mean((2, 3))
+    assert_close(model[:-1](x), features)
+    assert_close(model(x), features @ model[-1].weight.T + model[-1].bias)
+
+
 @pytest.mark.parametrize("make", [resnet, mobilenet])
 def test_convolutional_nets_keep_examples_apart_and_take_batch_norm_where_asked(make):
     model, x = perturb(make(1, 10, (8, 16), norm=FOUR_GROUPS)), images(3, 1, 8)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.testing import assert_close
 
-from reprolib import lm, project
+from reprolib import project, weights
 from reprolib.nets import ViT, mlp, resnet
 from reprolib.train import minibatches, predict, stack, train, train_stacked, unstack, warmup_cosine
 
@@ -166,6 +166,24 @@ def test_training_leaves_the_stack_it_started_from(data):
     assert_close(stacked.params, before, rtol=0, atol=0)
 
 
+class Moody(nn.Linear):
+    """Doubles its outputs in evaluation mode."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 if self.training else 2)
+
+
+def test_training_trains_in_training_mode_and_prediction_and_single_copies_evaluate(data):
+    x, y = data[0].flatten(1), data[1]
+    stacked = stack(lambda: Moody(16, 3).double(), SEEDS)
+    outputs, copies = predict(stacked, x), [unstack(stacked, s) for s in range(3)]
+    run = train_stacked(stacked, cross_entropy, (x, y), minibatches(SEEDS, N, N, 1), optimizer="sgd", lr=0.1)
+    for s, model in enumerate(copies):
+        exactly(outputs[s], 2 * nn.functional.linear(x, stacked.params["weight"][s], stacked.params["bias"][s]))
+        exactly(model(x), outputs[s])
+        exactly(run.losses[s, 0], cross_entropy(outputs[s] / 2, y))
+
+
 def test_predictions_are_those_of_the_single_models_in_evaluation_mode(data):
     stacked = stack(net, SEEDS)
     own = data[0] + torch.arange(3.0)[:, None, None, None, None]
@@ -272,6 +290,10 @@ def test_batches_that_cannot_be_are_refused(seeds, batch, steps):
         ({"data": (torch.zeros(4, 16), torch.zeros(5))}, r"data must be .*got \(4, 16\) and \(5,\)"),
         ({"data": (torch.zeros(0, 16), torch.zeros(0))}, r"data must be .*not empty; got \(0, 16\) and \(0,\)"),
         ({"data": (torch.tensor(1.0), torch.tensor(1.0))}, r"data must be .*got \(\) and \(\)"),
+        (
+            {"own_data": True, "data": (torch.zeros(2, 4, 16), torch.zeros(2, 4))},
+            r"S = 3 .*got \(2, 4, 16\) and \(2, 4\)",
+        ),
         ({"own_data": True}, r"\(S, N, \.\.\.\), with S = 3 copies.*got \(40, 1, 4, 4\) and \(40,\)"),
         ({"order": torch.zeros(2, 5, 4, dtype=torch.int64)}, r"\(3, steps, B\) with rows in 0\.\.39; got shape \(2, 5"),
         ({"order": torch.full((3, 5, 4), N)}, r"rows in 0\.\.39; got shape \(3, 5, 4\), or other rows"),
@@ -335,13 +357,17 @@ def test_training_stops_when_the_score_has_not_risen_and_keeps_the_best_weights(
     model, seen = unstack(stack(net, [0]), 0), []
     scores = iter([0.1, 0.5, 0.5, 0.4, 9.9])
 
+    def in_training_mode(m, batch):
+        assert m.training and torch.is_grad_enabled()
+        return batch_loss(m, batch)
+
     def score(m):
         assert not m.training and not torch.is_grad_enabled()
         seen.append(m[1][0].weight.clone())
         return next(scores)
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    run = train(model, batch_loss, [data] * 20, 20, optimizer, score=score, every=3, patience=2)
+    run = train(model, in_training_mode, [data] * 20, 20, optimizer, score=score, every=3, patience=2)
     assert run.scores == [(3, 0.1), (6, 0.5), (9, 0.5), (12, 0.4)]
     assert len(run.losses) == 12
     assert_close(model[1][0].weight.detach(), seen[1], rtol=0, atol=0)
@@ -355,11 +381,11 @@ def test_the_last_step_is_scored_and_scores_that_are_no_numbers_never_win(data):
 
 
 def test_mixed_precision_does_not_touch_a_cpu(data):
-    runs = []
+    runs, batch = [], (data[0].float(), data[1])
     for mixed in (False, True):
-        model = unstack(stack(net, [0]), 0)
+        model = unstack(stack(lambda: net().float(), [0]), 0)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        runs.append(train(model, batch_loss, [data] * 3, 3, optimizer, mixed=mixed).losses)
+        runs.append(train(model, batch_loss, [batch] * 3, 3, optimizer, mixed=mixed).losses)
     assert_close(*runs, rtol=0, atol=0)
 
 
@@ -406,7 +432,7 @@ def test_a_rehearsal_of_the_image_recipe_leaves_weights_and_a_card_that_fit(net,
     card = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
     assert f"Test accuracy {card['test_accuracy']:.4f} after 12 steps" in capsys.readouterr().out
     assert card["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest() and len(card["losses"]) == 12
-    tensors, metadata = lm.load_weights(out)
+    tensors, metadata = weights.load_weights(out)
     settings = recipe.Settings(**json.loads(metadata["settings"]))
     model = ViT(8, 2, 1, 10, settings.width) if net == "vit" else resnet(1, 10, settings.widths)
     model.load_state_dict(tensors)
