@@ -29,8 +29,8 @@ def compete(title: str, ours: tuple[str, Work], peers: dict[str, Work], rounds: 
     """Median seconds of each contestant over ``rounds`` turns after one to warm up.
 
     Returns:
-        ``title``; ``ours`` (its name); ``seconds`` by name, each a list of ``rounds``; and ``ratio``: median over turns of the
-        fastest peer's time over ours, above 1 when ours is faster. The fastest peer is the one of smallest median.
+        ``title``; ``ours`` (its name); ``seconds`` by name, a list of ``rounds`` each; and ``ratio``: median over the
+        turns of the fastest peer's time over ours, above 1 when ours is faster. The fastest has the smallest median.
 
     Raises:
         ValueError: No peer, or fewer than three rounds.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class Transformer(nn.Module):
 
 def diagonals(name: str, model: nn.Sequential, x: Tensor, size: int) -> dict[str, Any]:
     y = torch.zeros(len(x), dtype=torch.long)
-    hooked, loss = extend(type(model)(*model)), extend(nn.CrossEntropyLoss(reduction="sum"))
+    hooked, loss = extend(deepcopy(model)), extend(nn.CrossEntropyLoss(reduction="sum"))
     loader = DataLoader(TensorDataset(x, y), size)
 
     def theirs() -> list[Tensor]:
@@ -118,9 +119,7 @@ def ekfacs(last: bool) -> dict[str, Any]:
     y = torch.randint(0, 200, (256,) if last else (256, 32))
     task, size = LanguageModelling(), 64
     layers = task.get_influence_tracked_modules()
-    copy = Transformer(last)
-    copy.load_state_dict(model.state_dict())
-    tracked, loader = prepare_model(copy, task), DataLoader(TensorDataset(x, y), size)
+    tracked, loader = prepare_model(deepcopy(model), task), DataLoader(TensorDataset(x, y), size)
     arguments, state = FactorArguments(use_empirical_fisher=True), State(cpu=True)
 
     def kronfluence() -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -19,7 +19,7 @@ from reprolib.data import digits
 from reprolib.nets import ViT, mlp, resnet
 from reprolib.train import minibatches, stack, train_stacked, unstack
 
-COPIES, STEPS = 20, 15
+COPIES, STEPS = 20, 10
 SEEDS = tuple(range(COPIES))
 
 

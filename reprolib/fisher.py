@@ -127,7 +127,7 @@ def cotangents(f: Tensor, batch: Batch, labels: Labels) -> Iterator[Tensor]:
     for v in () if not exact else _roots(p) if categorical else torch.eye(c, dtype=f.dtype, device=f.device):
         heres = torch.eye(f.shape[1], dtype=f.dtype, device=f.device) if f.ndim == 3 else f.new_ones(1, 1)
         yield from (v.expand_as(f).masked_fill(drop, 0) * here[:, None] for here in heres)
-    for y in () if exact else batch.y[None] if labels.source == "empirical" else _draw(f, labels):  # type: ignore
+    for y in () if exact else batch.y[None] if labels.source == "empirical" else _draw(f, labels):  # type: ignore[index]
         v = F.one_hot(y.masked_fill(drop[..., 0], 0), c).to(f.dtype) - p if categorical else y - f
         yield v.masked_fill(drop, 0) / labels.samples**0.5
 

@@ -239,6 +239,26 @@ def test_factors_of_a_sequence_layer_are_those_of_a_loop_over_examples_and_posit
     assert_close(block.s, sum(s_terms) / 6, **EXACT)
 
 
+def test_a_layer_on_whole_examples_counts_each_whatever_the_mask():
+    class Context(nn.Module):
+        """Logits of tokens from the token and from the mean over tokens."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.mean = nn.Linear(3, C), nn.Linear(3, C)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.token(x) + self.mean(x.mean(1))[:, None]
+
+    torch.manual_seed(0)
+    model, x = Context().double(), torch.randn(6, T, 3).double()
+    means = torch.cat([x.mean(1), torch.ones(6, 1).double()], 1)
+    tokens = torch.cat([x, torch.ones(6, T, 1).double()], 2)[MASK]
+    blocks = kfac(model, batches(x, mask=MASK))
+    assert_close(blocks["mean"].a, means.T @ means / 6, **EXACT)
+    assert_close(blocks["token"].a, tokens.T @ tokens / len(tokens), **EXACT)
+
+
 def test_calls_of_one_layer_are_positions():
     _, x = make("dense")
 
