@@ -343,8 +343,14 @@ def test_the_tolerance_keeps_its_promise_and_is_nearly_as_large_as_pinsker_allow
 @pytest.mark.parametrize(("c1", "c2", "C"), [(1.0, 3.0, 0.02), (14.0, 230.0, 0.02), (0.5, 0.0, 0.02), (0.5, 9.0, 0.3)])
 def test_the_required_size_is_the_first_that_is_accepted(chapter, c1, c2, C):
     n = chapter.required_size(c1, c2, C)
-    assert c1 / n + c2 / n**2 <= C * (1 + 1e-12)
+    assert c1 / n + c2 / n**2 <= C * (1 + 1e-8)
     assert c1 / (n - 1) + c2 / (n - 1) ** 2 > C
+
+
+def test_the_required_size_does_not_count_rounding_as_an_observation(chapter):
+    for noise in (-1e-13, 0.0, 1e-13):
+        assert chapter.required_size(1.0 + noise, 0.0, 0.02) == 50
+    assert chapter.required_size(1.0001, 0.0, 0.02) == 51
 
 
 def test_a_negative_second_term_falls_back_to_the_first_order_rule(chapter):
@@ -392,6 +398,40 @@ def test_a_sample_without_estimate_is_never_accepted(chapter):
     assert found.risk.isnan().tolist() == [True, False, True]
 
 
+def poisson_counts(*samples: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Counts over {0, ..., 40} of samples of counts, ξ = x and log 1/x!, the mass of the Poisson model."""
+    x = torch.arange(41.0, dtype=torch.float64)
+    return double(np.stack([np.bincount(s, minlength=41) for s in samples])), x[:, None], -torch.lgamma(x + 1)
+
+
+def test_counts_are_judged_by_their_own_size_their_mean_and_their_moments(chapter):
+    rng = np.random.default_rng(6)
+    samples = [rng.poisson(3.0, 40), rng.negative_binomial(3, 0.5, 90), rng.binomial(6, 0.5, 25)]
+    counts, xi, base = poisson_counts(*samples)
+    found = chapter.pn_criterion(counts, xi, base, double([0.0]), 0.0125)
+    for s, sample in enumerate(samples):
+        n, m, V = len(sample), sample.mean(), sample.var()  # all model cumulants are m
+        c1 = V / (2 * m)
+        c2 = -((sample - m) ** 3).mean() / (3 * m**2) + 3 / 8 * (-V * V / m**3 + 3 * V * V / m**3)
+        assert found.theta[s].item() == pytest.approx(math.log(m), abs=1e-9)
+        assert found.c1[s].item() == pytest.approx(c1, rel=1e-8)
+        assert found.c2[s].item() == pytest.approx(c2, rel=1e-6)
+        assert found.risk[s].item() == pytest.approx(c1 / n + c2 / n**2, rel=1e-8)
+    assert found.accept.tolist() == [True, False, False]
+
+
+def test_a_negative_second_term_makes_no_sample_look_safer(chapter):
+    counts, xi, base = poisson_counts([0, 1, 2] * 33 + [12])  # one large count: a skewness far above the model's
+    start = double([0.0])
+    found = chapter.pn_criterion(counts, xi, base, start, 1.0)
+    first, second = found.c1.item() / 100, found.c2.item() / 100**2
+    assert second < -0.01 * first
+    assert found.risk.item() == pytest.approx(first, rel=1e-12)
+    between = first + second / 2  # two terms would accept
+    assert not chapter.pn_criterion(counts, xi, base, start, between).accept.item()
+    assert chapter.required_size(found.c1.item(), found.c2.item(), between) > 100
+
+
 def test_samples_judged_in_pieces_do_not_mix(chapter):
     xi, base = ising(8)[:, :12], torch.zeros(256).double()  # 64 samples of 256 states fit one piece
     counts = double(np.random.default_rng(5).multinomial(2000, np.full(256, 1 / 256), 70).astype(float))
@@ -419,3 +459,5 @@ def test_what_makes_no_sense_is_refused(chapter, g):
             chapter.tolerance(delta)
     with pytest.raises(ValueError, match="must be positive"):
         chapter.required_size(0.0, 1.0, 0.02)
+    with pytest.raises(ValueError, match="must be positive"):
+        chapter.required_size(1.0, 1.0, 0.0)
