@@ -68,4 +68,7 @@ def contest(title: str, make: Callable[[], nn.Module], batch: int, rounds: int) 
 
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    save("seeds", [contest(title, make, batch, rounds=5) for title, (make, batch) in NETS.items()])
+    contests: list[dict[str, Any]] = []
+    for title, (make, batch) in NETS.items():
+        contests.append(contest(title, make, batch, rounds=5))
+        save("seeds", contests)

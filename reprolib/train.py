@@ -2,7 +2,8 @@
 
 Copies are one set of tensors with a leading axis S. A step is one vectorised forward pass and one backward pass through
 the sum of S losses: copies share no weight, so its gradient is each copy's own. At small sizes a step costs calls, not
-arithmetic, and S copies cost little more than one.
+arithmetic, and S copies cost little more than one; from some ten thousand weights a copy, arithmetic takes over. A
+convolution becomes a grouped one: cheaper than S apart for small images, dearer on a CPU for 28x28 and 32 channels.
 """
 
 from __future__ import annotations

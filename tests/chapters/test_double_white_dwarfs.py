@@ -1,6 +1,7 @@
 """The method of `double-white-dwarfs` against time series, closed forms, published curves, limits and mistakes."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -143,6 +144,49 @@ def test_the_bulge_is_where_the_galactic_centre_is(chapter, g):
     assert (rotation[:, 2] @ pole).item() == pytest.approx(1, abs=1e-4)
 
 
+def test_the_galaxy_has_the_stated_shape(chapter, g):
+    n = 200_000
+    xyz, bulge = chapter.draw_positions(n, g)
+    around = xyz - vector(8.2, 0.0, 0.0)
+    disc, radius = around[~bulge], around[~bulge][:, :2].norm(dim=1)
+    for values, mean in (
+        (radius, 5.0),  # Γ(2, 2.5): 2 × 2.5, and 2 × 3 × 2.5²
+        (radius**2, 37.5),
+        (disc[:, 2].abs(), 0.3 * math.log(2)),  # sech²
+        (around[bulge].square().mean(1), 0.25),
+        (disc[:, 0] * disc[:, 1], 0.0),
+    ):
+        assert abs(values.mean() - mean) < 5 * values.std() / len(values) ** 0.5
+    assert (xyz.mean(0) - vector(8.2, 0.0, 0.0)).abs().max() < 0.05
+
+
+def test_masses_ages_and_angles_are_drawn_as_stated(chapter, g):
+    galaxy = chapter.draw_galaxy(100_000, g)
+    q = galaxy.m2 / galaxy.m1
+    above_floor = galaxy.m2 > 0.17
+    assert galaxy.m1.mean().item() == pytest.approx(0.55, abs=0.003) and galaxy.m1.std().item() == pytest.approx(
+        0.15, abs=0.003
+    )
+    assert 0.2 <= galaxy.m1.min() and galaxy.m1.max() <= 1.2 and galaxy.m2.min() == 0.17
+    assert q[above_floor].min() > 0.4 and q.max() <= 1 and q.mean().item() == pytest.approx(0.7, abs=0.01)
+    assert galaxy.ages.mean().item() == pytest.approx(5, abs=0.05) and galaxy.ages.max() < 10
+    for column, top in ((6, math.pi), (7, 2 * math.pi)):
+        angle = galaxy.theta[:, column]
+        assert angle.min() >= 0 and angle.max() < top and angle.mean().item() == pytest.approx(top / 2, rel=0.02)
+    a, fdot = chapter.strain_and_chirp(galaxy.m1, galaxy.m2, galaxy.theta[:, 1], galaxy.distance)
+    assert_close(galaxy.theta[:, 0].exp(), a)
+    assert_close(galaxy.theta[:, 2], fdot, atol=0.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("m1", "m2", "lobe"), [(0.6, 0.6, 0.379), (0.6, 0.2, 0.289), (0.25, 0.5, 0.321)])
+def test_a_star_overflows_when_its_roche_lobe_is_full(chapter, m1, m2, lobe):
+    # lobe of the lighter, larger star in units of the separation, from Eggleton's formula worked by hand
+    a = chapter.radius(vector(min(m1, m2))).item() / lobe * chapter.R_SUN
+    f = (chapter.GM_SUN * (m1 + m2) / a**3) ** 0.5 / math.pi
+    assert bool(chapter.detached(vector(m1), vector(m2), vector(0.99 * f)))
+    assert not bool(chapter.detached(vector(m1), vector(m2), vector(1.01 * f)))
+
+
 def test_a_nearer_star_is_brighter_and_dust_saturates(chapter, g):
     galaxy = chapter.draw_galaxy(100, g)
     for prescription in ("bolometric", "blackbody", "slow helium"):
@@ -181,6 +225,32 @@ def test_eclipses_are_as_frequent_as_the_stars_are_wide(chapter, g):
     assert abs(gap.mean()) < 5 * gap.std() / len(gap) ** 0.5
 
 
+def test_turning_binaries_edge_on_keeps_every_expectation(chapter, g):
+    galaxy = chapter.draw_galaxy(200_000, g)
+    turned = chapter.edge_on(galaxy)
+    assert chapter.eclipses(turned).all()
+    kept = [0, 1, 2, 3, 4, 6, 7]
+    assert_close(turned.theta[:, kept], galaxy.theta[:, kept])
+    for value in (
+        lambda x: torch.ones_like(x.weight),
+        lambda x: 1e-3 / x.theta[:, 1],
+        lambda x: 30 * x.theta[:, 5] ** 2,
+    ):
+        drawn = value(galaxy) * chapter.eclipses(galaxy)
+        expected = value(turned) * turned.weight / galaxy.weight.clamp_min(1e-300)
+        gap = (drawn - expected)[galaxy.weight > 0]
+        assert abs(gap.mean()) < 5 * gap.std() / len(gap) ** 0.5
+        assert expected[galaxy.weight > 0].std() < drawn[galaxy.weight > 0].std()
+
+
+def test_turning_forgets_neither_the_angle_nor_the_weight(chapter, g):
+    galaxy = chapter.draw_galaxy(1000, g)
+    chance, turned = chapter.eclipse_chance(galaxy), chapter.edge_on(galaxy)
+    assert_close(turned.theta[:, 5], galaxy.theta[:, 5] * chance)
+    assert_close(turned.weight, galaxy.weight * chance)
+    assert chance.max() <= 1 and (turned.weight < galaxy.weight).any()
+
+
 # Detectors
 
 
@@ -217,6 +287,34 @@ def test_tianqin_faces_its_target_half_of_the_time_and_lisa_is_tilted(chapter):
     a = 2 * math.pi * lisa.t / chapter.YEAR
     tilted = torch.stack([-math.sqrt(0.75) * a.cos(), -math.sqrt(0.75) * a.sin(), torch.full_like(a, 0.5)], -1)
     assert_close((lisa.D @ tilted[..., None])[..., 0], torch.zeros(2, len(a), 3).double(), rtol=0, atol=1e-12)
+
+
+def test_tianqin_is_where_the_earth_is_twenty_degrees_ahead_of_lisa(chapter):
+    assert chapter.J0806 == pytest.approx((math.radians(120.5), math.radians(-4.7)))
+    for d, ahead in ((chapter.lisa(), 0.0), (chapter.tianqin(), 20.0)):
+        angle = 2 * math.pi * d.t / chapter.YEAR + math.radians(ahead)
+        earth = 1.495978707e11 * torch.stack([angle.cos(), angle.sin(), 0 * angle], -1)
+        assert_close(d.R, earth, rtol=0, atol=1e3)
+
+
+def test_the_mean_rho_of_a_binary_is_that_of_legwork(chapter, g):
+    # legwork's stationary circular source: ρ² = h₀² T / S_n, h₀ = √(2^(28/3)/5) (Gm)^(5/3) (π f_orb)^(2/3) / (c⁴ d) / 2
+    m1, m2, f, kpc = 0.6, 0.4, 3e-3, 8.0
+    gm = 6.6743e-11 * 1.98841e30 * (m1 * m2) ** 0.6 / (m1 + m2) ** 0.2
+    h0 = (
+        (2 ** (28 / 3) / 5) ** 0.5
+        * gm ** (5 / 3)
+        * (math.pi * f / 2) ** (2 / 3)
+        / (299792458.0**4 * kpc * 3.0857e19)
+        / 2
+    )
+    theta = random_sources(100_000, g)
+    theta[:, 0] = chapter.strain_and_chirp(vector(m1), vector(m2), vector(f), vector(kpc))[0].log()
+    theta[:, 1], theta[:, 5] = f, 2 * torch.rand(100_000, generator=g, dtype=torch.float64) - 1
+    for d, sensitivity in ((chapter.lisa(), 3.25575137e-40), (chapter.tianqin(), 4.55551476e-39)):
+        rho2 = chapter.snr_squared(theta, d)
+        expected = h0**2 * d.w.sum().item() / sensitivity
+        assert rho2.mean().item() == pytest.approx(expected, rel=5 * (rho2.std() / rho2.mean()).item() / 100_000**0.5)
 
 
 def test_turning_a_triangle_in_its_plane_changes_nothing(chapter, g):
@@ -365,6 +463,23 @@ def test_a_fit_without_noise_returns_the_truth_from_a_wrong_start(chapter, g):
     data = chapter.envelope(theta, theta[:, 1], d)
     phi, last = chapter.fit(data, start, theta[:, 1], d, S, steps=40)
     assert ((phi - truth).abs() < 1e-3 * sd).all() and last.item() < 1e-3
+
+
+def test_fits_from_far_away_never_climb_and_mostly_arrive(chapter, g):
+    n, d, theta = 40, chapter.lisa(), vector(0, 5e-3, 4e-16, 1.0, 0.9, 0.3, 0.5, 1.0)[None]
+    S, truth = chapter.snr_squared(theta, d, one()) / 20**2, chapter.to_amplitudes(theta)
+    sd = chapter.errors(chapter.root(chapter.whiten(chapter.linear_model(truth, theta[:, 1], d)[1], d, S)))
+    start = truth + 2 * sd * torch.randn(n, 8, generator=g, dtype=torch.float64)
+    data, carrier = chapter.envelope(theta, theta[:, 1], d).expand(n, -1, -1), theta[:, 1].expand(n)
+
+    def chi2(phi: Tensor) -> Tensor:
+        return chapter.whiten((data - chapter.linear_model(phi, carrier, d)[0])[..., None], d, S).square().sum((1, 2))
+
+    path = [chi2(start)]
+    for steps in (1, 2, 3, 5, 8, 13, 40):
+        path.append(chi2(chapter.fit(data, start, carrier, d, S.expand(n), steps=steps)[0]))
+    assert all((late <= early * (1 + 1e-9)).all() for early, late in pairwise(path))
+    assert (path[-1] < 1e-3).double().mean() > 0.8
 
 
 def test_the_fit_equals_scipy_least_squares(chapter, g):
