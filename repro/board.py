@@ -63,7 +63,7 @@ def badge(words: str, verdict: str = "", title: str = "") -> str:
 def number(x: float, digits: int = 3) -> str:
     """A few significant digits as HTML, with real minus signs and powers of ten."""
     text = f"{x:.{digits}g}".replace("-", "\N{MINUS SIGN}")
-    return re.sub(r"e\+?(\S?)0?(\d+)", r" × 10<sup>\1\2</sup>", text)
+    return re.sub(r"e\+?(\N{MINUS SIGN}?)0*(\d+)", r" × 10<sup>\1\2</sup>", text)
 
 
 def numbers(claim: dict[str, Any]) -> str:
@@ -231,12 +231,12 @@ def benchmark(path: Path) -> str:
     rows = []
     for contest in kept["contests"]:
         medians = {name: median(turns) for name, turns in contest["seconds"].items()}
-        for name, seconds in sorted(medians.items(), key=lambda item: item[1]):
+        for k, (name, seconds) in enumerate(sorted(medians.items(), key=lambda item: item[1])):
             ours = name == contest["ours"]
             note = f"ours; fastest other takes {number(contest['ratio'], 2)} times as long" if ours else ""
             rows.append(
-                f"<tr><td>{inline(contest['title'])}</td><td>{inline(name)}</td>"
-                f"<td>{number(seconds * 1e3)}</td><td>{note}</td></tr>"
+                f"<tr><td>{'' if k else inline(contest['title'])}</td><td>{inline(name)}</td>"
+                f"<td>{seconds * 1e3:,.{0 if seconds > 0.1 else 1}f}</td><td>{note}</td></tr>"
             )
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Work", "By", "Median (ms)", ""))
     day = datetime.fromisoformat(kept["date"])

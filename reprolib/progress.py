@@ -23,12 +23,14 @@ def progress(items: Iterable[T], label: str) -> Iterator[T]:
     """
     total = len(items) if isinstance(items, Sized) else None
     last = 0.0
-    for done, item in enumerate(items):
-        if time.monotonic() - last > EVERY:
-            last = time.monotonic()
-            _report(f"{label} {done}/{total}" if total is not None else f"{label} {done}")
-        yield item
-    _clear()
+    try:
+        for done, item in enumerate(items):
+            if time.monotonic() - last > EVERY:
+                last = time.monotonic()
+                _report(f"{label} {done}/{total}" if total is not None else f"{label} {done}")
+            yield item
+    finally:  # also when the loop is left early
+        _clear()
 
 
 def _report(text: str) -> None:
