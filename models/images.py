@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from reprolib import data, project, records, weights
+from reprolib.chapter import pick_device
 from reprolib.nets import ViT, resnet
 from reprolib.train import train, warmup_cosine
 
@@ -120,13 +121,6 @@ def store(model: nn.Module, card: dict[str, Any], out: Path) -> Path:
     return path
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one; ReproError when CUDA is asked for and there is none."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise project.ReproError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device.")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Train, store, and say the accuracy."""
     parser = argparse.ArgumentParser(description="Train a small image classifier.")
@@ -145,7 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
         out = options.out or project.root() / "models" / f"{name}.safetensors"
         if out.suffix == ".json":
             raise project.ReproError(f"--out names the weights, and its card gets .json; got {out}.")
-        device = choose_device(options.device)
+        device = pick_device(options.device, "full")
         images = split(options.scale, settings, options.seed)
         model, results = train_images(options.net, settings, images, device, options.seed)
         card = {"name": out.stem, "net": options.net, "scale": options.scale, "seed": options.seed}

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from reprolib import lm, project, records
+from reprolib.chapter import pick_device
 from reprolib.progress import progress
 from reprolib.world import (
     FORMS,
@@ -206,19 +207,6 @@ def store(trained: Trained, settings: Settings, seed: int, card: Path) -> dict[s
     return content
 
 
-def choose_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one.
-
-    Raises:
-        ReproError: CUDA is asked for and torch sees none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if torch.device(name).type == "cuda" and not torch.cuda.is_available():
-        raise project.ReproError(f"--device {name}: this torch ({torch.__version__}) sees no CUDA device.")
-    return torch.device(name)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Train, store, and print the scores."""
     parser = argparse.ArgumentParser(description="Train the tiny language model of the book on its generated world.")
@@ -236,7 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
     name = "tiny-lm" if options.scale == "quick" else "tiny-lm-full"
     try:
         card = (options.out or project.root() / "models") / f"{name}.json"
-        trained = train_tiny_lm(settings, choose_device(options.device), options.seed)
+        trained = train_tiny_lm(settings, pick_device(options.device, "full"), options.seed)
         content = store(trained, settings, options.seed, card)
     except (project.ReproError, ValueError, FloatingPointError, OSError) as error:
         print(f"tiny_lm: {error}", file=sys.stderr)

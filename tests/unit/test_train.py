@@ -469,4 +469,4 @@ def test_the_image_recipe_fails_in_one_line_and_leaves_the_old_files(recipe, tmp
     assert [p.name for p in tmp_path.iterdir()] == [old.name] and old.read_bytes() == b"old"
     if not torch.cuda.is_available():
         assert recipe.main(["--device", "cuda", "--out", str(old)]) == 1
-        assert "sees no CUDA device" in capsys.readouterr().err
+        assert "sees no GPU here" in capsys.readouterr().err
