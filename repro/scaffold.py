@@ -92,16 +92,8 @@ def _links(entry: dict[str, Any]) -> str:
 
 TEST = '''"""The method cells of SLUG against an independent answer."""
 
-import pytest
 import torch
 from torch.testing import assert_close
-
-from reprolib import notebook, project
-
-
-@pytest.fixture(scope="module")
-def chapter():
-    return notebook.load_methods(project.find("SLUG").path)
 
 
 def test_method_agrees_with_its_oracle(chapter):

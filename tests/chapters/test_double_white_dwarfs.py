@@ -9,23 +9,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from reprolib import project
-from reprolib.notebook import load_methods
-
 # torch's forward-mode differentiation scripts its own rules at the first call
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 SOURCE = (0.2, 2e-4, 3e-17, 1.1, 0.4, 0.55, 0.7, 2.0)  # ln A, f, fdot, λ, β, cos ι, ψ, φ
-
-
-@pytest.fixture(scope="module")
-def chapter():
-    return load_methods(project.find("double-white-dwarfs").path)
-
-
-@pytest.fixture
-def g() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def vector(*values: float) -> Tensor:

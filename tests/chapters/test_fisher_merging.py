@@ -8,20 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from reprolib import project
-from reprolib.notebook import load_methods
-
 EXACT = {"rtol": 0.0, "atol": 1e-10}
-
-
-@pytest.fixture(scope="module")
-def chapter():
-    return load_methods(project.find("fisher-merging").path)
-
-
-@pytest.fixture
-def g() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def random(*shape: int, g: torch.Generator) -> Tensor:

@@ -11,20 +11,7 @@ from torch import Tensor
 from torch.func import jacrev
 from torch.testing import assert_close
 
-from reprolib import project
-from reprolib.notebook import load_methods
-
 EXACT = {"rtol": 0.0, "atol": 1e-10}
-
-
-@pytest.fixture(scope="module")
-def chapter():
-    return load_methods(project.find("mle-information-projection").path)
-
-
-@pytest.fixture
-def g() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def double(values) -> Tensor:

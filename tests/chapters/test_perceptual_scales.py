@@ -9,20 +9,7 @@ from scipy import integrate, special, stats
 from torch import Tensor
 from torch.testing import assert_close
 
-from reprolib import project
-from reprolib.notebook import load_methods
-
 EXACT = {"rtol": 0.0, "atol": 1e-10}
-
-
-@pytest.fixture(scope="module")
-def chapter():
-    return load_methods(project.find("perceptual-scales").path)
-
-
-@pytest.fixture
-def g() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def double(*values: float) -> Tensor:

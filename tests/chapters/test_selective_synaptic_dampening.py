@@ -8,21 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from reprolib import project
 from reprolib.fisher import batches, empirical_diagonal_fisher
-from reprolib.notebook import load_methods
 
 EXACT = {"rtol": 1e-10, "atol": 1e-14}
-
-
-@pytest.fixture(scope="module")
-def chapter():
-    return load_methods(project.find("selective-synaptic-dampening").path)
-
-
-@pytest.fixture
-def g() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
 
 
 def random(*shape: int, g: torch.Generator) -> Tensor:

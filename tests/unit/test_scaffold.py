@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_the_starter_test_fails_until_it_is_written(tmp_path):
     scaffold.new_chapter(checkout(tmp_path), "new-paper")
     test = tmp_path / "tests" / "chapters" / "test_new_paper.py"
     assert "new-paper" in test.read_text("utf-8") and "TODO" in test.read_text("utf-8")
+    shutil.copy(Path(__file__).parents[1] / "chapters" / "conftest.py", test.parent)  # the fixture it asks for
     environment = {**os.environ, "REPRO_ROOT": str(tmp_path)}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(test), f"--rootdir={tmp_path}"]
     done = subprocess.run(
