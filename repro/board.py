@@ -149,7 +149,7 @@ def board(chapters: list[ChapterFile], page: str, root: Path, controls: bool = T
     )
     form = (
         '<form class="board-controls" hidden>'
-        + _select("part", "Part", [("", "all"), *((p, p) for p in used)])
+        + (_select("part", "Part", [("", "all"), *((p, p) for p in used)]) if len(used) > 1 else "")
         + _select("verdict", "Verdict", [("", "all"), *((v, v) for v in (*VERDICTS, "not yet run", STALE))])
         + _select("scale", "Scale", [("both", "quick and full"), ("quick", "quick"), ("full", "full")])
         + '<label>Words <input type="search" name="words" autocomplete="off"></label>'

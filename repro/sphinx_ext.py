@@ -21,7 +21,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from repro import board
+from repro import board, bookmap
 from reprolib.project import SCALES, ChapterFile, ReproError, chapters, find
 
 logger = logging.getLogger(__name__)
@@ -154,8 +154,25 @@ class Verdicts(SphinxDirective):
                 named = self.arguments[0]
                 files = [c for c in files if c.part == named] or [find(named, root)]
             _depend(self.env, files, self.env.docname)
-            html = board.board(files, self.env.docname, root, controls=not self.arguments)
+            html = board.board(files, self.env.docname, root, controls=len(files) > 1)
             html = html if self.arguments else board.summary(files) + html
+        except ReproError as error:
+            raise self.error(str(error)) from error
+        return [nodes.raw("", html, format="html")]
+
+
+class PartMap(SphinxDirective):
+    """``{map} part``: which chapter of a part helps for which, as a picture and a list."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        root = Path(self.env.srcdir)
+        self.env.note_dependency(str(root / "book" / "papers.yml"))
+        try:
+            files = chapters(root)
+            _depend(self.env, [c for c in files if c.part == self.arguments[0]], self.env.docname)
+            html = bookmap.part_map(self.arguments[0], files, self.env.docname, root)
         except ReproError as error:
             raise self.error(str(error)) from error
         return [nodes.raw("", html, format="html")]
@@ -188,9 +205,9 @@ def finish_page(app: Sphinx, doctree: nodes.document) -> None:
     page = app.env.docname
     doctree.get("nb_js_files", {}).pop("ipywidgets_state", None)
     getattr(app.env, "nb_metadata", {}).get(page, {}).get("js_files", {}).pop("ipywidgets_state", None)
-    if page.startswith("chapters/"):
-        _, part, slug = page.split("/")
-        chapter = ChapterFile(slug, part, Path(app.srcdir) / f"{page}.ipynb")
+    notebook = Path(app.srcdir) / f"{page}.ipynb"
+    if page.startswith("chapters/") and notebook.is_file():  # the opener of a part is no notebook
+        chapter = ChapterFile(notebook.stem, notebook.parent.name, notebook)
         _depend(app.env, [chapter], page)
         try:
             card = nodes.raw("", board.card(chapter, page), format="html")
@@ -217,6 +234,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
         load_mime_renders().append(MimeRenderer)
     app.add_node(slider_node, html=(visit_slider, None))
     app.add_directive("verdicts", Verdicts)
+    app.add_directive("map", PartMap)
     app.add_directive("benchmark", Benchmark)
     app.connect("source-read", fill_in_repository)
     app.connect("doctree-read", finish_page, priority=100)

@@ -16,7 +16,7 @@ document.querySelectorAll(".verdict-board").forEach((board) => {
     rows.forEach((row) => {
       const text = row.textContent.toLowerCase();
       row.hidden = !(
-        (!part.value || row.dataset.part === part.value) &&
+        (!part?.value || row.dataset.part === part.value) &&
         (!verdict.value || shownVerdicts(row).some((v) => v.split(",").includes(verdict.value))) &&
         wanted.every((word) => text.includes(word))
       );
@@ -39,6 +39,7 @@ document.querySelectorAll(".verdict-board").forEach((board) => {
   table.querySelectorAll("th[aria-sort] button").forEach((button) => {
     button.addEventListener("click", () => sort(button.closest("th")));
   });
+  if (!controls) return; // a board of one chapter sorts only
   controls.addEventListener("input", filter);
   controls.addEventListener("reset", () => setTimeout(filter));
   controls.addEventListener("submit", (event) => event.preventDefault());

@@ -199,9 +199,11 @@ def test_the_verdicts_can_be_filtered(visit):
     page.locator("input[name=words]").fill("no claim holds these words")
     expect(shown).to_have_count(0)
     page.locator("input[name=words]").fill("")
-    part = rows.first.get_attribute("data-part")
-    page.locator("select[name=part]").select_option(part)
-    expect(shown).to_have_count(page.locator(f".verdict-board tr[data-part='{part}']").count())
+    parts = set(rows.evaluate_all("rows => rows.map((row) => row.dataset.part)"))
+    expect(page.locator("select[name=part] option")).to_have_count(len(parts) + 1 if len(parts) > 1 else 0)
+    for part in parts if len(parts) > 1 else ():
+        page.locator("select[name=part]").select_option(part)
+        expect(shown).to_have_count(page.locator(f".verdict-board tr[data-part='{part}']").count())
 
 
 def test_chapters_offer_binder_colab_and_the_notebook(html, chapter_pages):
