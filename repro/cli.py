@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from repro import datacli, report, runner, schedule
+from repro import datacli, mutate, report, runner, schedule
 from reprolib import project, records
 from reprolib.chapter import pick_device
 from reprolib.project import ChapterFile, ReproError
@@ -101,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("report", _report, "Verdict tables of all chapters.")
     sub.add_argument("--format", choices=("markdown", "json"), default="markdown")
     sub.add_argument("--readme", action="store_true", help="renew the counts in README.md")
+    sub = add("mutate", _mutate, "Break a chapter's method in small ways, and see which breaks its tests notice.")
+    sub.add_argument("slugs", nargs="+", metavar="SLUG")
+    sub.add_argument("--limit", type=int, default=40, metavar="N", help="so many, drawn at random (default 40)")
+    sub.add_argument("--seed", type=int, default=0, help="of the draw")
     datacli.options(add("data", datacli.main, "Data sets: what there is and where, downloads, checks."))
     add("doctor", _doctor, "What this machine can run.")
     sub = add("new", _new, "Scaffold a chapter from its entry in book/papers.yml.")
@@ -116,6 +120,18 @@ def _chosen(args: Args) -> list[ChapterFile]:
         raise ReproError(f"Name chapters, or say --all. {project.nearest('', [c.slug for c in project.notebooks()])}")
     every = project.notebooks if getattr(args, "scale", "quick") == "quick" else project.chapters  # pages are quick
     return every() if args.all else [project.find(slug) for slug in dict.fromkeys(args.slugs)]
+
+
+def _mutate(args: Args) -> int:
+    for chapter in [project.find(slug) for slug in dict.fromkeys(args.slugs)]:
+        outcomes = []
+        for outcome in mutate.judge(chapter, args.limit, args.seed):
+            outcomes.append(outcome.said != "survived")
+            if not outcomes[-1]:
+                print(f"  survived: {outcome.mutant}", flush=True)
+        share = sum(outcomes) / len(outcomes)
+        print(f"{chapter.slug}: {sum(outcomes)} of {len(outcomes)} mutants killed ({share:.0%})", flush=True)
+    return 0
 
 
 def _list(_: Args) -> int:

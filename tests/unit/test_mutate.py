@@ -1,0 +1,126 @@
+"""Mutants of a chapter's method, and what its tests say to them."""
+
+from __future__ import annotations
+
+import ast
+import json
+
+import pytest
+
+from repro import cli, mutate
+from reprolib.project import ChapterFile, ReproError
+
+METHOD = '''
+def area(w: int, h: int = 1):
+    """The area, in 3 words."""
+    if w < 0:
+        raise ValueError(f"w is {w + 1}")
+    return w * h
+'''
+
+
+@pytest.fixture
+def chapter(tmp_path) -> ChapterFile:
+    """A chapter with one method cell and no tests yet."""
+    path = tmp_path / "chapters" / "part" / "toy-area.ipynb"
+    path.parent.mkdir(parents=True)
+    cell = {"cell_type": "code", "source": METHOD, "metadata": {"tags": ["method"]}}
+    prose = {"cell_type": "markdown", "source": "# Area", "metadata": {}}
+    path.write_text(json.dumps({"cells": [prose, cell]}), encoding="utf-8")
+    (tmp_path / "tests" / "chapters").mkdir(parents=True)
+    return ChapterFile("toy-area", "part", path)
+
+
+def _tests(chapter: ChapterFile, body: str) -> None:
+    lines = ["from pathlib import Path", "from reprolib.notebook import load_methods"]
+    lines += [f"area = load_methods(Path({str(chapter.path)!r})).area", "def test_area():", f"    {body}"]
+    (chapter.root / "tests" / "chapters" / "test_toy_area.py").write_text("\n".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("a + b", ["a - b"]),
+        ("a * b", ["a / b"]),
+        ("a @ b", ["b @ a"]),
+        ("a ** 2", ["a"]),
+        ("-a", ["a"]),
+        ("not a", ["a"]),
+        ("a < b", ["a >= b"]),
+        ("2", ["3"]),
+        ("0.5", ["1.0"]),
+        ("0.0", ["1.0"]),
+        ("True", ["False"]),
+        ("a.mT", ["a"]),
+        ("a.sum(0)", ["a.mean(0)"]),
+        ("torch.sqrt(a)", ["a"]),
+        ("a.exp()", ["a"]),
+        ("range(n)", ["range(n - 1)"]),
+        ("range(3)", []),
+        ("'a' + b", []),
+        ("a == 'text'", []),
+        ("a", []),
+    ],
+)
+def test_an_expression_has_these_wrong_versions(before, after):
+    node = ast.parse(before, mode="eval").body
+    assert [ast.unparse(new) for new in mutate.variants(node)] == after
+    assert ast.unparse(node) == before
+
+
+def test_messages_annotations_and_docstrings_are_left_alone_and_each_mutant_changes_one_expression(chapter):
+    found = mutate.mutants(chapter.path)
+    assert [(m.line, m.before, m.after) for m in found] == [
+        (2, "1", "2"),
+        (4, "w < 0", "w >= 0"),
+        (4, "0", "1"),
+        (6, "w * h", "w / h"),
+    ]
+    assert {m.cell for m in found} == {2}
+    plain = ast.unparse(ast.parse(METHOD)).splitlines()
+    for m in found:
+        assert sum(a != b for a, b in zip(plain, m.code.splitlines(), strict=True)) == 1
+
+
+def test_a_sign_counts_once():
+    assert [after for _, _, after, _ in mutate._changes("x = y[-1]")] == ["1"]
+
+
+def test_settings_are_left_alone():
+    assert list(mutate._changes('ch = Chapter("a", precision=2)\ns = ch.scale(quick=S(2), full=S(3))')) == []
+
+
+def test_a_test_that_looks_kills_and_one_that_does_not_lets_live(chapter, capfd):
+    before = chapter.path.read_bytes()
+    _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5")
+    said = {str(o.mutant).partition(": ")[2]: o.said for o in mutate.judge(chapter, None)}
+    assert said == {
+        "1  ->  2": "killed",
+        "w < 0  ->  w >= 0": "killed",
+        "0  ->  1": "survived",
+        "w * h  ->  w / h": "killed",
+    }
+    assert chapter.path.read_bytes() == before
+    assert "test_toy_area" not in capfd.readouterr().out
+
+
+def test_a_mutant_that_never_ends_is_stopped_and_counts_as_killed(chapter, monkeypatch):
+    _tests(chapter, "import time; time.sleep(0 if area(3, 4) == 12 else 600)")
+    monkeypatch.setattr(mutate, "PATIENCE", 0.0)
+    said = [o.said for o in mutate.judge(chapter, None) if o.mutant.after == "w / h"]
+    assert said == ["timed out"]
+
+
+def test_tests_that_are_missing_or_red_before_are_refused(chapter):
+    with pytest.raises(ReproError, match=r"toy-area has no tests: tests/chapters/test_toy_area\.py is missing"):
+        next(mutate.judge(chapter))
+    _tests(chapter, "assert area(3, 4) == 13")
+    with pytest.raises(ReproError, match="The tests of toy-area fail before anything is changed"):
+        next(mutate.judge(chapter))
+
+
+def test_the_command_names_survivors_and_counts(chapter, monkeypatch, capsys):
+    _tests(chapter, "assert area(3, 4) == 12")
+    monkeypatch.setattr(cli.project, "find", lambda _: chapter)
+    assert cli.main(["mutate", "toy-area", "--limit", "2", "--seed", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("toy-area: ")
