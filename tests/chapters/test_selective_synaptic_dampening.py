@@ -231,6 +231,27 @@ def test_importances_that_do_not_fit_are_refused(chapter):
             chapter.selected([torch.tensor([1.0, bad])], [torch.ones(2)], 1)
 
 
+def test_networks_and_importances_of_unequal_depth_are_refused(chapter):
+    one, two = [torch.ones(2)], [torch.ones(2), torch.ones(3)]
+    for full, forget in ((one, two), (two, one)):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            chapter.selected(full, forget, 1)
+    for theta, importances in ((two, one), (one, two)):  # a tensor left over must not stay as it was in silence
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            chapter.dampen(theta, importances, importances, 1)
+
+
+def test_the_edit_multiplies_towards_zero_and_keeps_signs_and_types(chapter, g):
+    params, (x, y) = network([6, 5, 4], g), data(60, g)
+    full, forget = chapter.importance(params, x, y), chapter.importance(params, x[:10], y[:10])
+    for e, p in zip(chapter.dampen(params, full, forget, 1.2, 0.7), params, strict=True):
+        assert (e * p >= 0).all()
+        assert (e.abs() <= p.abs()).all()
+    single = chapter.dampen(*([t.float() for t in v] for v in (params, full, forget)), 1.2)
+    assert {t.dtype for t in single} == {torch.float32}
+    assert [t.shape for t in single] == [p.shape for p in params]
+
+
 def test_labels_that_do_not_fit_are_refused(chapter, g):
     params = network([6, 4], g)
     for x, y in ((random(5, 6, g=g), torch.zeros(4)), (random(0, 6, g=g), torch.zeros(0))):
