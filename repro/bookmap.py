@@ -51,6 +51,20 @@ def rows(entries: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return found
 
 
+def lines(entries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(helper, chapter) pairs to draw: those that no way through other chapters implies."""
+    before = {slug: {h for h in helpers(entry) if h in entries} for slug, entry in entries.items()}
+    ancestors: dict[str, set[str]] = {}
+    for slug in (s for row in rows(entries) for s in row):
+        ancestors[slug] = before[slug].union(*(ancestors[h] for h in before[slug]))
+    return [
+        (h, s)
+        for s in entries
+        for h in helpers(entries[s])
+        if h in before[s] and not any(h in ancestors[o] for o in before[s])
+    ]
+
+
 def tangles(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What is wrong with the ``after`` of the entries of book/papers.yml, a sentence each: unknown names, a circle."""
     unknown = [
@@ -105,9 +119,7 @@ def _picture(entries: Mapping[str, Any], links: Mapping[str, str], claims: Mappi
         for j, slug in enumerate(row)
     }
     height = len(layers) * (HEIGHT + DROP) - DROP + 2 * GAP
-    edges = "".join(
-        _edge(corner[before], corner[slug]) for slug in corner for before in helpers(entries[slug]) if before in corner
-    )
+    edges = "".join(_edge(corner[helper], corner[slug]) for helper, slug in lines(entries))
     boxes = "".join(_box(_name(s, entries[s]), links[s], claims[s], *corner[s]) for s in corner)
     return (
         '<div class="board-scroll" tabindex="0" role="region" aria-label="Map of the part, listed below in words">'

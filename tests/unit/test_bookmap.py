@@ -24,6 +24,11 @@ def test_chapters_stand_under_their_helpers_so_that_arrows_do_not_cross():
     assert bookmap.rows(_entries(a=[], b=[], x=["b"], y=["a"])) == [["a", "b"], ["y", "x"]]
 
 
+def test_a_line_that_a_way_through_other_chapters_implies_is_not_drawn():
+    entries = _entries(a=[], b=["a"], c=["a", "b"], d=["a", "elsewhere"])
+    assert bookmap.lines(entries) == [("a", "b"), ("b", "c"), ("a", "d")]
+
+
 def test_a_circle_is_named():
     said = "These chapters come after each other in a circle: b, c; cut it."
     with pytest.raises(ReproError, match=re.escape(said)):
@@ -38,13 +43,12 @@ def test_a_misspelt_helper_is_named_with_the_nearest_slug():
     assert bookmap.tangles(_entries(loku=["fwsvd"], fwsvd=[])) == []
 
 
-def test_the_picture_and_the_list_hold_every_chapter_and_every_arrow_of_the_part():
+def test_the_picture_and_the_list_hold_every_chapter_of_the_part():
     root = project.root()
     html = bookmap.part_map("fisher", project.chapters(root), "chapters/fisher/index", root)
     part = {p["slug"]: p for p in project.papers(root)["papers"] if p["part"] == "fisher"}
     picture, words = html.split("</svg></div>")
-    inside = sum(helper in part for entry in part.values() for helper in bookmap.helpers(entry))
-    assert picture.count('class="map-edge"') == inside
+    assert picture.count('class="map-edge"') == len(bookmap.lines(part))
     for slug in part:
         assert f'<a href="{slug}.html" tabindex="-1">' in picture
         assert f'<li><a href="{slug}.html">' in words
