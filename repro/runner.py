@@ -191,6 +191,7 @@ def _jupyter(path: Path, place: Path) -> None:
     nb = nbformat.read(path, as_version=4)
     nb.metadata.pop("widgets", None)
     client = NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=True, record_timing=False)
+    client.shutdown_kernel = "immediate"  # by then the record and all outputs are here
     try:
         client.execute(cwd=str(path.parent))
     except CellExecutionError as error:
