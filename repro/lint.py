@@ -22,7 +22,7 @@ from reprolib import project
 SECTIONS = ["In one minute", "Claims", "The idea", "Notation", "The method", "Check"]
 SECTIONS += ["Experiments", "Explore", "Verdicts", "Exercises", "References"]
 EXERCISES = ("pencil", "code", "open")
-PACKAGES = {"reprolib", "torch", "numpy", "scipy", "matplotlib", "sklearn"}
+PACKAGES = {"reprolib", "torch", "numpy", "scipy", "matplotlib", "mpmath", "sklearn"}
 NETWORK = {"urllib", "http", "socket", "ftplib", "subprocess"}
 PAPER_FIELDS = ("title", "authors", "venue", "year", "arxiv", "code", "part")
 OF_A_PAPER = {"sections", "chapter", "claims", "exercises", "method", "bibliography", "papers"}

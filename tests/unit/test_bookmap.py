@@ -66,5 +66,5 @@ def test_the_picture_holds_one_square_for_each_claim_drawn_as_its_verdict():
 
 def test_a_part_without_chapters_is_refused_with_those_that_have_some():
     root = project.root()
-    with pytest.raises(ReproError, match=r"The part .fishes. has no chapters to map\. Did you mean fisher\?"):
+    with pytest.raises(ReproError, match=r"The part .fishes. has no chapters to map\. Did you mean fisher"):
         bookmap.part_map("fishes", project.chapters(root), "chapters/fisher/index", root)
