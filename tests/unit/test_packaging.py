@@ -8,10 +8,13 @@ import sys
 import tokenize
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
+import reprolib
 from repro.environment import canonical, direct, render_environment, sections
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +24,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 # Everything the book may use beyond the core four; reprolib has to import without any of it.
 OPTIONAL = (
     "IPython ipywidgets ipykernel nbformat nbclient nbval jupyter_client jupyter_book myst_nb sphinx docutils "
-    "yaml sklearn psutil pooch pandas playwright pytest packaging tqdm"
+    "yaml sklearn psutil pooch pandas playwright pytest tqdm"
 )
 
 IMPORT_BLOCKED = """
@@ -89,8 +92,26 @@ def test_the_core_dependencies_are_the_four_that_bare_gpu_machines_have():
 
 
 def test_reprolib_imports_with_numpy_scipy_torch_and_matplotlib_alone():
-    done = without_optional("import reprolib, repro.cli")
+    modules = sorted(f"reprolib.{path.stem}" for path in (ROOT / "reprolib").glob("[!_]*.py"))
+    assert "reprolib.chapter" in modules  # `import reprolib` alone imports none of them
+    done = without_optional(f"import repro.cli, {', '.join(modules)}; from reprolib import *")
     assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_found_at_home_and_an_unknown_one_is_refused():
+    assert set(reprolib.__all__) == set(reprolib._HOME)
+    for name, home in reprolib._HOME.items():
+        assert getattr(reprolib, name) is getattr(import_module(f"reprolib.{home}"), name)
+    with pytest.raises(AttributeError, match="module 'reprolib' has no attribute 'chart'"):
+        _ = reprolib.chart
+
+
+def test_the_process_that_starts_a_kernel_does_not_wait_for_torch():
+    said = subprocess.run(
+        [sys.executable, "-c", "import repro.runner, sys; print('torch' in sys.modules)"],
+        **{"cwd": ROOT, "capture_output": True, "text": True, "timeout": 120},
+    )
+    assert said.stdout == "False\n", said.stderr
 
 
 def test_the_import_blocker_blocks():
