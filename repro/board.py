@@ -1,4 +1,4 @@
-"""The stored verdicts as HTML: the board of all claims, and the card at the head of a chapter. Reads records only."""
+"""The stored verdicts as HTML: badges, numbers, the board of all claims. Reads records only."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -92,23 +92,34 @@ def _cell(held: Stored, id: str) -> tuple[str, str]:
     )
 
 
-def _rows(chapter: ChapterFile, part: str, link: str, title: str) -> list[str]:
+def _named(slug: str, link: str, entry: Mapping[str, Any]) -> str:
+    """The table cell that leads to a chapter: its short name, then who wrote the paper and when."""
+    who = [str(author).split()[-1] for author in entry.get("authors", [])]
+    names = " and ".join(who) if len(who) < 3 else f"{who[0]} et al."
+    paper = f'<span class="board-criterion">{escape(names)} {entry["year"]}</span>' if who else ""
+    title = escape(str(entry.get("title", slug)))
+    return f'<td><a href="{escape(link)}" title="{title}">{escape(str(entry.get("short", slug)))}</a>{paper}</td>'
+
+
+def _rows(chapter: ChapterFile, part: str, link: str, entry: Mapping[str, Any]) -> list[str]:
     """The table rows of a chapter, one a claim."""
+    about = f'data-part="{escape(part)}" data-family="{escape(str(entry.get("family", "")))}" '
+    about += f'data-data="{escape(",".join(entry.get("data", [])))}"'
     held = [stored(chapter, scale) for scale in SCALES]
     claims = {c["id"]: c for h in reversed(held) if h.record for c in h.record["claims"]}
-    named, last = f'<td><a href="{escape(link)}">{escape(title)}</a></td>', f"<td>{escape(part)}</td></tr>"
+    named, last = _named(chapter.slug, link, entry), f"<td>{escape(part)}</td></tr>"
     if not claims:
         cells = "".join(_cell(h, "")[1] for h in held)
         return [
-            f'<tr data-part="{escape(part)}" data-quick="not yet run" data-full="not yet run">{named}'
+            f'<tr {about} data-quick="not yet run" data-full="not yet run">{named}'
             f"<td>No claim has been judged yet.</td><td></td>{cells}{last}"
         ]
     rows = []
     for id, claim in claims.items():
         (quick, quick_cell), (full, full_cell) = (_cell(h, id) for h in held)
         rows.append(
-            f'<tr data-part="{escape(part)}" data-quick="{quick}" data-full="{full}">{named}'
-            f'<td><span class="board-id">{escape(id)}</span> {inline(claim["text"])}'
+            f'<tr {about} data-quick="{quick}" data-full="{full}">{named}'
+            f'<td><a class="board-id" href="{escape(link)}#claim-{escape(id)}">{escape(id)}</a> {inline(claim["text"])}'
             f'<span class="board-criterion">Criterion: {inline(claim["criterion"]["text"])}</span></td>'
             f"<td>{inline(claim['paper'])}</td>{quick_cell}{full_cell}{last}"
         )
@@ -134,13 +145,16 @@ def board(chapters: list[ChapterFile], page: str, root: Path, controls: bool = T
     """
     listed = papers(root)
     parts = {p["id"]: p["title"] for p in listed["parts"]}
-    titles = {p["slug"]: p["title"] for p in listed["papers"]}
+    entries = {p["slug"]: p for p in listed["papers"]}
     rows, used = [], []
+    shown = [entries.get(c.slug, {}) for c in chapters]
+    families = sorted({e["family"] for e in shown if "family" in e})
+    data = sorted({name for e in shown for name in e.get("data", [])})
     for chapter in chapters:
         part = parts.get(chapter.part, chapter.part)
         used += [part] if part not in used else []
         link = os.path.relpath(f"chapters/{chapter.part}/{chapter.slug}.html", os.path.dirname(page) or ".")
-        rows += _rows(chapter, part, link, titles.get(chapter.slug, chapter.slug))
+        rows += _rows(chapter, part, link, entries.get(chapter.slug, {}))
     columns = [("Chapter", ""), ("Claim", ""), ("In the paper", "")]
     columns += [("Quick (two CPU cores)", "board-quick"), ("Full (one GPU)", "board-full"), ("Part", "")]
     head = "".join(
@@ -150,6 +164,8 @@ def board(chapters: list[ChapterFile], page: str, root: Path, controls: bool = T
     form = (
         '<form class="board-controls" hidden>'
         + (_select("part", "Part", [("", "all"), *((p, p) for p in used)]) if len(used) > 1 else "")
+        + _select("family", "Method", [("", "all"), *((f, f) for f in families)])
+        + _select("data", "Data", [("", "all"), *((d, d) for d in data)])
         + _select("verdict", "Verdict", [("", "all"), *((v, v) for v in (*VERDICTS, "not yet run", STALE))])
         + _select("scale", "Scale", [("both", "quick and full"), ("quick", "quick"), ("full", "full")])
         + '<label>Words <input type="search" name="words" autocomplete="off"></label>'
@@ -169,41 +185,42 @@ def counts(claims: list[dict[str, Any]]) -> str:
     return " ".join(badge(f"{found[v]} {v}", v) for v in VERDICTS if found[v])
 
 
-def _run(record: dict[str, Any]) -> str:
-    """One line about the run behind a record: time, machine, memory, date."""
-    gpu = record.get("peak_gpu_mb")
-    memory = f"{gpu / 1000:.1f} GB of GPU memory" if gpu else f"{record['peak_ram_mb'] / 1000:.1f} GB of memory"
-    device = record["device"].partition(": ")[2] or record["device"]
-    reduced = "" if record["precision"] == "float32" else f", {escape(record['precision'])}"
-    day = datetime.fromisoformat(record["date"])
-    return (
-        f"{record['wall_seconds']:.0f} s on {escape(device)}{reduced}, {memory}, "
-        f'<time datetime="{escape(record["date"])}">{day.day} {day:%B %Y}</time>'
-    )
+def picture(chapters: list[ChapterFile], page: str, root: Path) -> str:
+    """All claims judged at quick scale at a glance: a square each, a line a chapter, the same in words beside it.
 
-
-def card(chapter: ChapterFile, page: str) -> str:
-    """The verdicts of a chapter's stored runs, as the card at its head.
+    Args:
+        chapters: The chapters to show.
+        page: Document name of the page that shows them, for relative links.
+        root: The checkout.
 
     Raises:
         RecordError: A record cannot be read or trusted.
     """
-    lines = []
-    for scale in SCALES:
-        held = stored(chapter, scale)
-        body = badge(NOT_RUN[scale])
-        if held.record:
-            late = f"{badge(STALE, title=held.stale)} " if held.stale else ""
-            body = f'{late}{counts(held.record["claims"])}<span class="card-run">{_run(held.record)}</span>'
-            if held.stale:
-                body += f'<span class="card-run">{escape(held.stale)}</span>'
-        lines.append(f"<dt>{scale.capitalize()}</dt><dd>{body}</dd>")
-    up = os.path.relpath("book", os.path.dirname(page) or ".")
-    return (
-        '<aside class="chapter-card" aria-label="Verdicts of the stored runs">'
-        f'<p class="card-title">Verdicts of the stored runs <a href="{up}/welcome.html#how-to-read-a-verdict">'
-        f"how to read them</a></p><dl>{''.join(lines)}</dl></aside>"
-    )
+    listed = papers(root)
+    titles = {p["id"]: p["title"] for p in listed["parts"]}
+    entries = {p["slug"]: p for p in listed["papers"]}
+    html, up = [], os.path.dirname(page) or "."
+    for part in dict.fromkeys(c.part for c in chapters):
+        items = []
+        for chapter in (c for c in chapters if c.part == part):
+            link = escape(os.path.relpath(f"chapters/{part}/{chapter.slug}.html", up))
+            held = stored(chapter, "quick").record
+            claims = sorted(held["claims"], key=lambda c: VERDICTS.index(c["verdict"])) if held else []
+            squares = "".join(
+                f'<a class="square square-{c["verdict"].replace(" ", "-")}" tabindex="-1" '
+                f'href="{link}#claim-{escape(c["id"])}" title="{escape(c["id"])}: {c["verdict"]}"></a>'
+                for c in claims
+            )
+            found = Counter(c["verdict"] for c in claims)
+            words = ", ".join(f"{found[v]} {v}" for v in VERDICTS if found[v]) or "not yet run"
+            name = escape(str(entries.get(chapter.slug, {}).get("short", chapter.slug)))
+            items.append(
+                f'<li><a href="{link}">{name}</a><span class="squares" aria-hidden="true">{squares}</span>'
+                f'<span class="visually-hidden">: {words}</span></li>'
+            )
+        html.append(f'<p class="card-title">{escape(titles.get(part, part))}</p><ul>{"".join(items)}</ul>')
+    key = "".join(f'<span><i class="square square-{v.replace(" ", "-")}"></i> {v}</span>' for v in VERDICTS)
+    return f'<div class="verdict-picture">{"".join(html)}<p class="picture-key" aria-hidden="true">{key}</p></div>'
 
 
 def summary(chapters: list[ChapterFile]) -> str:

@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("lint", _lint, "Check the contract of the chapters without running them.")
     sub.add_argument("slugs", nargs="*", metavar="SLUG")
     sub = add("report", _report, "Verdict tables of all chapters.")
-    sub.add_argument("--format", choices=("markdown", "json"), default="markdown")
+    sub.add_argument("--format", choices=("markdown", "json", "csv"), default="markdown")
     sub.add_argument("--readme", action="store_true", help="renew the counts in README.md")
     sub = add("mutate", _mutate, "Break a chapter's method in small ways, and see which breaks its tests notice.")
     sub.add_argument("slugs", nargs="+", metavar="SLUG")
@@ -300,6 +300,8 @@ def _report(args: Args) -> int:
         print(f"README.md {'renewed' if changed else 'is up to date'}.")
     elif args.format == "json":
         print(json.dumps(report.as_json(chapters), indent=1, ensure_ascii=False))
+    elif args.format == "csv":
+        print(report.as_csv(chapters), end="")
     else:
         print(report.as_markdown(chapters), end="")
     return 0

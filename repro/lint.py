@@ -24,7 +24,7 @@ SECTIONS += ["Experiments", "Explore", "Verdicts", "Exercises", "References"]
 EXERCISES = ("pencil", "code", "open")
 PACKAGES = {"reprolib", "torch", "numpy", "scipy", "matplotlib", "mpmath", "sklearn"}
 NETWORK = {"urllib", "http", "socket", "ftplib", "subprocess"}
-PAPER_FIELDS = ("title", "authors", "venue", "year", "arxiv", "code", "part")
+PAPER_FIELDS = ("title", "authors", "venue", "year", "arxiv", "code", "part", "family", "data")
 OF_A_PAPER = {"sections", "chapter", "claims", "exercises", "method", "bibliography", "papers"}
 MAX_BYTES, MAX_LINES, MIN_ALT = 300 * 1024, 40, 20
 

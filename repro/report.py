@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +55,18 @@ def as_json(chapters: list[ChapterFile]) -> list[dict[str, Any]]:
             head |= {"device": record["device"], "date": record["date"]}
             rows += [head | claim for claim in record["claims"]]
     return rows
+
+
+def as_csv(chapters: list[ChapterFile]) -> str:
+    """`as_json` as comma-separated values with a header: one line a claim and scale, numbers unrounded."""
+    columns = ["part", "slug", "scale", "id", "text", "paper", "criterion", "unit", "verdict", "mean", "low", "high"]
+    columns += ["runs", "stale", "device", "date"]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in as_json(chapters):
+        writer.writerow(row | {"criterion": row["criterion"]["text"], "runs": len(row["values"])})
+    return out.getvalue()
 
 
 def as_markdown(chapters: list[ChapterFile]) -> str:

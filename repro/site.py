@@ -25,7 +25,14 @@ MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
 INPUTS = ("_config.yml", "_toc.yml", "CONTRIBUTING.md", "book", "chapters", "results", "benchmarks")
 CONTENT = {".md", ".ipynb", ".json", ".bib"}
 SUFFIXES = CONTENT | {".yml", ".css", ".js", ".svg", ".png"}
-OWN = ("board", "site", "sphinx_ext")  # and all of reprolib, whose docstrings are pages
+OWN = (
+    "board",
+    "bookmap",
+    "chapterpage",
+    "report",
+    "site",
+    "sphinx_ext",
+)  # and all of reprolib, whose docstrings are pages
 
 
 class SiteError(ReproError):

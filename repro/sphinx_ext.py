@@ -21,10 +21,16 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from repro import board, bookmap
-from reprolib.project import SCALES, ChapterFile, ReproError, chapters, find
+from repro import board, bookmap, chapterpage, report
+from reprolib.project import SCALES, ChapterFile, ReproError, chapters, find, papers
 
 logger = logging.getLogger(__name__)
+
+
+DOWNLOADS = (
+    '<p>All of it as <a href="verdicts.csv" download>comma-separated values</a> or '
+    '<a href="verdicts.json" download>JSON</a>, with unrounded numbers.</p>'
+)
 
 
 class slider_node(nodes.General, nodes.Element):
@@ -155,7 +161,8 @@ class Verdicts(SphinxDirective):
                 files = [c for c in files if c.part == named] or [find(named, root)]
             _depend(self.env, files, self.env.docname)
             html = board.board(files, self.env.docname, root, controls=len(files) > 1)
-            html = html if self.arguments else board.summary(files) + html
+            if not self.arguments:
+                html = board.summary(files) + board.picture(files, self.env.docname, root) + DOWNLOADS + html
         except ReproError as error:
             raise self.error(str(error)) from error
         return [nodes.raw("", html, format="html")]
@@ -201,24 +208,33 @@ def fill_in_repository(app: Sphinx, docname: str, source: list[str]) -> None:
 
 
 def finish_page(app: Sphinx, doctree: nodes.document) -> None:
-    """Put the card on chapters, keep widget state out of pages, and have MathJax come where tables hold math."""
+    """Finish the page of a chapter, keep widget state out of pages, and have MathJax come where tables hold math."""
     page = app.env.docname
     doctree.get("nb_js_files", {}).pop("ipywidgets_state", None)
     getattr(app.env, "nb_metadata", {}).get(page, {}).get("js_files", {}).pop("ipywidgets_state", None)
     notebook = Path(app.srcdir) / f"{page}.ipynb"
     if page.startswith("chapters/") and notebook.is_file():  # the opener of a part is no notebook
-        chapter = ChapterFile(notebook.stem, notebook.parent.name, notebook)
-        _depend(app.env, [chapter], page)
         try:
-            card = nodes.raw("", board.card(chapter, page), format="html")
+            _finish_chapter(app, doctree, ChapterFile(notebook.stem, notebook.parent.name, notebook))
         except ReproError as error:
             logger.warning(str(error), location=page, type="reprolib", subtype="record")
-        else:
-            top = next(iter(doctree.findall(nodes.section)))
-            below = next((i for i, child in enumerate(top.children) if isinstance(child, nodes.section)), len(top))
-            top.insert(below, card)
     if any('class="math' in raw.astext() for raw in doctree.findall(nodes.raw)):
         app.env.get_domain("math").data["has_equations"][page] = True
+
+
+def _finish_chapter(app: Sphinx, doctree: nodes.document, chapter: ChapterFile) -> None:
+    """Card, ways between claims and experiments, and what to read next."""
+    page, root = app.env.docname, Path(app.srcdir)
+    _depend(app.env, [chapter], page)
+    app.env.dependencies[page].add(str(root / "book" / "papers.yml"))
+    top = next(iter(doctree.findall(nodes.section)))
+    if record := board.stored(chapter, "quick").record:
+        chapterpage.link_claims(doctree, {c["id"]: c["verdict"] for c in record["claims"]})
+    chapterpage.head(top, chapterpage.card(chapter, page))
+    entries = {p["slug"]: p for p in papers(root)["papers"]}
+    order = chapterpage.book_order((root / "_toc.yml").read_text(encoding="utf-8"))
+    follow = chapterpage.read_next(chapter, entries, chapters(root), order)
+    top += nodes.raw("", follow, format="html")
 
 
 def drop_unused_mathjax(app: Sphinx, pagename: str, *_: Any) -> None:
@@ -226,6 +242,17 @@ def drop_unused_mathjax(app: Sphinx, pagename: str, *_: Any) -> None:
     if not app.env.get_domain("math").data["has_equations"].get(pagename):
         scripts = app.builder.script_files  # type: ignore[attr-defined]
         scripts[:] = [js for js in scripts if js.filename is None or "mathjax" not in str(js.filename)]
+
+
+def write_downloads(app: Sphinx, failed: Exception | None) -> None:
+    """Put all verdicts beside the page that shows them, as CSV and JSON."""
+    folder = Path(app.outdir) / "book"
+    if failed or app.builder.format != "html" or not folder.is_dir():
+        return
+    files = chapters(Path(app.srcdir))
+    (folder / "verdicts.csv").write_text(report.as_csv(files), encoding="utf-8")
+    rows = json.dumps(report.as_json(files), indent=1, ensure_ascii=False)
+    (folder / "verdicts.json").write_text(rows, encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
@@ -238,5 +265,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("benchmark", Benchmark)
     app.connect("source-read", fill_in_repository)
     app.connect("doctree-read", finish_page, priority=100)
+    app.connect("build-finished", write_downloads)
     app.connect("html-page-context", drop_unused_mathjax, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

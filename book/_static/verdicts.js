@@ -10,13 +10,15 @@ document.querySelectorAll(".verdict-board").forEach((board) => {
     controls.scale.value === "both" ? [row.dataset.quick, row.dataset.full] : [row.dataset[controls.scale.value]];
 
   const filter = () => {
-    const { part, verdict, scale, words } = controls;
+    const { part, family, data, verdict, scale, words } = controls;
     const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     rows.forEach((row) => {
       const text = row.textContent.toLowerCase();
       row.hidden = !(
         (!part?.value || row.dataset.part === part.value) &&
+        (!family.value || row.dataset.family === family.value) &&
+        (!data.value || row.dataset.data.split(",").includes(data.value)) &&
         (!verdict.value || shownVerdicts(row).some((v) => v.split(",").includes(verdict.value))) &&
         wanted.every((word) => text.includes(word))
       );

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import board, site
+from repro import board, chapterpage, site
 from reprolib import notebook, project, records
 
 
@@ -67,14 +67,14 @@ def test_pages_notebooks_and_records_decide_the_content_and_settings_the_frame(c
 
 
 def test_without_a_full_record_the_card_says_so(chapter):
-    html = board.card(chapter, "chapters/part/page")
+    html = chapterpage.card(chapter, "chapters/part/page")
     assert "not yet run on a GPU" in html
     assert "stale" not in html
 
 
 def test_a_record_that_no_longer_fits_its_notebook_is_shown_as_stale(copy, chapter):
     _edit_code(chapter.path)
-    assert 'verdict-stale"' in board.card(chapter, "chapters/part/page")
+    assert 'verdict-stale"' in chapterpage.card(chapter, "chapters/part/page")
     assert 'verdict-stale"' in board.board([chapter], "book/verdicts", copy)
 
 
@@ -82,7 +82,7 @@ def test_a_record_that_was_edited_by_hand_is_refused(chapter):
     path = chapter.record("quick")
     path.write_text(path.read_text(encoding="utf-8").replace('"text": "', '"text": "Surely, ', 1), encoding="utf-8")
     with pytest.raises(records.RecordError, match="edited by hand"):
-        board.card(chapter, "chapters/part/page")
+        chapterpage.card(chapter, "chapters/part/page")
 
 
 def test_text_of_a_record_cannot_become_markup(copy, chapter):

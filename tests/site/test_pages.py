@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -12,7 +14,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from reprolib import project
+from reprolib import project, records
 
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 THEMES = ("light", "dark")
@@ -51,6 +53,11 @@ def visit(browser: Browser, address: str) -> Iterator[Open]:
     yield visit
     for context in contexts:
         context.close()
+
+
+def claims_of(page: str) -> list[str]:
+    """Ids of the claims in the quick record of a chapter, named by its page or slug."""
+    return [c["id"] for c in records.read(project.find(Path(page).stem).record("quick"))["claims"]]
 
 
 def _own(url: str, address: str) -> bool:
@@ -206,6 +213,44 @@ def test_the_verdicts_can_be_filtered(visit):
         expect(shown).to_have_count(page.locator(f".verdict-board tr[data-part='{part}']").count())
 
 
+def test_the_verdicts_can_be_filtered_by_method_and_by_data(visit):
+    page = visit("book/verdicts.html")
+    shown = page.locator(".verdict-board tbody tr:visible")
+    listed = project.papers(project.root())["papers"]
+    entry = next(e for e in listed if len(e["data"]) > 1)
+    claims = {e["slug"]: len(claims_of(e["slug"])) for e in listed}
+    page.locator("select[name=family]").select_option(entry["family"])
+    expect(shown).to_have_count(sum(claims[e["slug"]] for e in listed if e["family"] == entry["family"]))
+    page.get_by_role("button", name="Show all").click()
+    page.locator("select[name=data]").select_option(entry["data"][-1])
+    expect(shown).to_have_count(sum(claims[e["slug"]] for e in listed if entry["data"][-1] in e["data"]))
+
+
+def test_the_picture_of_all_verdicts_has_a_square_a_claim_and_the_same_in_words(visit):
+    page = visit("book/verdicts.html")
+    squares = page.locator(".verdict-picture a.square")
+    found = [c for chapter in project.chapters() for c in records.read(chapter.record("quick"))["claims"]]
+    expect(squares).to_have_count(len(found))
+    for verdict in ("reproduced", "inconclusive", "not reproduced"):
+        count = sum(c["verdict"] == verdict for c in found)
+        expect(page.locator(f".verdict-picture a.square-{verdict.replace(' ', '-')}")).to_have_count(count)
+        words = page.locator(".verdict-picture .visually-hidden").all_text_contents()
+        listed = [re.search(rf"(\d+) {verdict}", re.sub("not reproduced", "NOT", w)) for w in words]
+        if verdict != "not reproduced":
+            assert sum(int(m[1]) for m in listed if m) == count
+
+
+def test_all_verdicts_can_be_downloaded(html):
+    rows = list(csv.DictReader((html / "book" / "verdicts.csv").open(encoding="utf-8")))
+    whole = json.loads((html / "book" / "verdicts.json").read_text(encoding="utf-8"))
+    assert [(r["slug"], r["id"], r["scale"]) for r in rows] == [(r["slug"], r["id"], r["scale"]) for r in whole]
+    for chapter in project.chapters():
+        for claim in records.read(chapter.record("quick"))["claims"]:
+            row = next(r for r in rows if (r["slug"], r["id"], r["scale"]) == (chapter.slug, claim["id"], "quick"))
+            assert (row["verdict"], float(row["mean"])) == (claim["verdict"], claim["mean"])
+            assert (row["text"], int(row["runs"])) == (claim["text"], len(claim["values"]))
+
+
 def test_chapters_offer_binder_colab_and_the_notebook(html, chapter_pages):
     for path in chapter_pages:
         text = (html / path).read_text(encoding="utf-8")
@@ -226,6 +271,42 @@ def test_a_chapter_shows_its_verdicts_and_solutions_are_folded(visit, chapter_pa
         expect(content).to_be_hidden()
         folded.first.locator(".admonition-title").click()
         expect(content).to_be_visible()
+
+
+def test_each_claim_leads_to_the_section_that_decides_it_and_back(visit, parsed, chapter_pages):
+    for path in chapter_pages:
+        wanted = {f"{kind}-{id}" for id in claims_of(path) for kind in ("claim", "row")}
+        assert wanted <= parsed[path].anchors, path
+        for anchor in wanted:
+            assert parsed[path].links.count(f"#{anchor}") >= 1, (path, anchor)
+    page, id = visit(chapter_pages[0]), claims_of(chapter_pages[0])[0]
+    page.locator(f"#row-{id} a").first.click()
+    section = page.locator("section", has=page.locator(f"#claim-{id}")).last
+    expect(section.locator("h2, h3").first).to_be_in_viewport()
+    assert f'ch.measure("{id}"' in section.inner_text()
+    note = section.locator(".claim-note", has=page.locator(f"a[href='#row-{id}']"))
+    expect(note).to_contain_text("Decides")
+    note.locator(f"a[href='#row-{id}']").click()
+    expect(page.locator(f"#row-{id}").first).to_be_in_viewport()
+
+
+def test_the_verdict_table_leads_to_the_experiments(html, parsed):
+    links = set(parsed["book/verdicts.html"].links)
+    for chapter in project.chapters():
+        for id in claims_of(chapter.slug):
+            assert f"../chapters/{chapter.part}/{chapter.slug}.html#claim-{id}" in links
+
+
+def test_chapters_name_what_to_read_next(html):
+    listed = {p["slug"]: p for p in project.papers(project.root())["papers"]}
+    for slug, entry in listed.items():
+        text = (html / "chapters" / entry["part"] / f"{slug}.html").read_text(encoding="utf-8")
+        shown = text[text.index('class="read-next"') :].partition("</nav>")[0]
+        for helper in entry.get("after") or {}:
+            assert f"{helper}.html" in shown, (slug, helper)
+        for other, follower in listed.items():
+            if slug in (follower.get("after") or {}):
+                assert f"{other}.html" in shown, (slug, other)
 
 
 class _Links(HTMLParser):

@@ -1,5 +1,7 @@
 """The ``repro`` command, without running a notebook: finding, listing, reporting, refusing."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -439,6 +441,17 @@ def test_a_stale_or_broken_record_says_so_everywhere_it_is_shown(repro, stored, 
     assert code == 0 and "unreadable: The record " in out
     code, _, err = repro("report", "--format", "json")
     assert code == 1 and "cut off or not JSON" in err
+
+
+def test_report_as_csv_has_a_line_for_each_claim_and_scale(repro, stored, store):
+    store(stored)
+    lines = list(csv.DictReader(io.StringIO(repro("report", "--format", "csv")[1])))
+    flat = json.loads(repro("report", "--format", "json")[1])
+    assert [(r["slug"], r["id"], r["verdict"], float(r["mean"])) for r in lines] == [
+        (r["slug"], r["id"], r["verdict"], r["mean"]) for r in flat
+    ]
+    assert [r["criterion"] for r in lines] == [r["criterion"]["text"] for r in flat]
+    assert [int(r["runs"]) for r in lines] == [len(r["values"]) for r in flat]
 
 
 def test_report_as_json_is_one_flat_row_a_claim(repro, stored, store):

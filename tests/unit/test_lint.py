@@ -11,7 +11,7 @@ from reprolib import project
 
 Cells = list[dict]
 PAPER = {"slug": "good-paper", "title": "Good", "authors": ["A. Bell"], "venue": "V", "year": 2020}
-PAPER |= {"arxiv": "2001.00001", "code": None, "part": "fisher"}
+PAPER |= {"arxiv": "2001.00001", "code": None, "part": "fisher", "family": "tests", "data": ["generated"]}
 
 
 def markdown(source: str, *tags: str) -> dict:

@@ -14,7 +14,7 @@ from reprolib import notebook
 from reprolib.project import ReproError
 
 ENTRY = {"slug": "new-paper", "title": "A New Paper", "authors": ["Ada Bell", "Carl Dee"], "venue": "ICML"}
-ENTRY |= {"year": 2021, "arxiv": "2101.00001", "code": None, "part": "fisher"}
+ENTRY |= {"year": 2021, "arxiv": "2101.00001", "code": None, "part": "fisher", "family": "tests", "data": ["generated"]}
 
 
 def checkout(root: Path, **changes: object) -> Path:
