@@ -2,6 +2,7 @@
 
 import ast
 import re
+import symtable
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -118,3 +119,14 @@ def headings(markdown: str) -> Iterator[tuple[int, int, str]]:
 def text(node: ast.expr) -> str | None:
     """The value of a literal text, else None."""
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
+
+
+def bound(module: symtable.SymbolTable) -> set[str]:
+    """Names that a module binds: assigned, imported or defined."""
+    return {s.get_name() for s in module.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
+
+
+def used(table: symtable.SymbolTable) -> set[str]:
+    """Names of the module that a scope or one inside it reads."""
+    own = (s for s in table.get_symbols() if s.is_referenced() and (s.is_global() or table.get_type() == "module"))
+    return {s.get_name() for s in own}.union(*map(used, table.get_children()))

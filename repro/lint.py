@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from repro.bookmap import tangles
-from repro.chapterfile import Call, Cell, Chapter, Papers, text
+from repro.chapterfile import Call, Cell, Chapter, Papers, bound, text, used
 from reprolib import project
 
 SECTIONS = ["In one minute", "Claims", "The idea", "Notation", "The method", "Check"]
@@ -240,6 +240,11 @@ def _exercise(id_: str, k: int, cells: list[Cell]) -> Iterator[Finding]:
         yield start, None, f"Exercise {k} needs code cells tagged {' -> '.join(order)}; got {' -> '.join(got)}."
     if len(cells[0].prose().split()) < 5:
         yield start, None, f"Exercise {k} needs its question in the Markdown under its heading; write it."
+    words = [c for c in cells if c.kind == "markdown" and ":class: dropdown" in c.source]
+    if not words:
+        yield start, None, f"Exercise {k} needs its solution in words, in an admonition with ':class: dropdown'; write it."
+    for cell in (c for c in words if "solution" not in c.tags):
+        yield cell.number, None, "A folded solution must be tagged 'solution', else students' copies show it; tag it."
     for tag, name in (("self-check", "self_check"), ("self-check", "check"), ("solution", "check")):
         holders = [c for t, c in tagged if t == tag]
         if holders and not any(call.id == id_ for c in holders for call in c.calls(name)):
@@ -290,17 +295,10 @@ def method_stands_alone(chapter: Chapter) -> Iterator[Finding]:
     except SyntaxError as error:  # such as a __future__ import in a later cell
         yield None, None, f"The 'method' cells together are not a module ({error.msg}); mend them."
         return
-    bound = {s.get_name() for s in module.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
-    for name in sorted(_used(module) - bound - set(dir(builtins))):
+    for name in sorted(used(module) - bound(module) - set(dir(builtins))):
         places = ((c.number, n.lineno) for c in cells for n in c.walk(ast.Name) if n.id == name)
         at = next(places, (cells[0].number, 1))
         yield *at, f"{name!r} is used in a 'method' cell but bound in none; import or define it there."
-
-
-def _used(table: symtable.SymbolTable) -> set[str]:
-    """Names of the module that a scope or one inside it reads."""
-    own = (s for s in table.get_symbols() if s.is_referenced() and (s.is_global() or table.get_type() == "module"))
-    return {s.get_name() for s in own}.union(*map(_used, table.get_children()))
 
 
 @rule("syntax")

@@ -31,7 +31,7 @@ def exercise(k: int, kind: str) -> Cells:
         markdown(f"### Exercise {k} ({kind})\n\nWhich number comes after nought, and why?"),
         code(f"answer_{k} = None", "exercise"),
         code(f'{register}check("{id_}", answer_{k})', "self-check", output=f"Exercise {k}: not answered yet.\n"),
-        markdown("```{dropdown} Solution\nOne.\n```", "solution"),
+        markdown(f"```{{admonition}} Solution {k}\n:class: dropdown\n\nOne.\n```", "solution"),
         code(f'solution_{k} = 1\ncheck("{id_}", solution_{k})', "solution", output=f"Exercise {k}: correct.\n"),
     ]
 
@@ -216,6 +216,8 @@ BREACHES = [
     ("exercises", "self-check cell must hold check", replaced('check("good-paper/1", answer_1)', "pass")),
     ("exercises", "solution cell must hold check", replaced('check("good-paper/1", solution_1)', "pass")),
     ("exercises", "pass its check", prints("Exercise 1: not yet. no\n", "solution_1 = 1")),
+    ("exercises", "solution in words", replaced(":class: dropdown", "")),
+    ("exercises", "must be tagged 'solution'", tagged("{admonition} Solution 2")),
     ("exercises", "needs its question", replaced("Which number comes after nought, and why?", "Count.")),
     ("method", "No cell tagged", tagged(METHOD)),
     ("method", "definitions only", replaced(METHOD, METHOD + "\n\n\nprint(double(1))")),
