@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from repro import datacli, mutate, report, runner, schedule
+from repro import coursecli, datacli, mutate, report, runner, schedule
 from reprolib import project, records
 from reprolib.chapter import pick_device
 from reprolib.project import ChapterFile, ReproError
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=int, default=40, metavar="N", help="so many, drawn at random (default 40)")
     sub.add_argument("--seed", type=int, default=0, help="of the draw")
     datacli.options(add("data", datacli.main, "Data sets: what there is and where, downloads, checks."))
+    coursecli.options(add("course", coursecli.main, "Material for a course: copies, slides, handouts, assignments."))
     add("doctor", _doctor, "What this machine can run.")
     sub = add("new", _new, "Scaffold a chapter from its entry in book/papers.yml.")
     sub.add_argument("slug", metavar="SLUG")

