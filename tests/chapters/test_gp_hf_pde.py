@@ -117,9 +117,7 @@ def test_toeplitz_and_diagonal_sums_are_the_entrywise_ones(chapter, g):
         for j in range(7):
             known[:, abs(i - j)] += G[:, i, j]
     assert_close(chapter.diagonal_sums(G), known)
-    a, b = torch.randn(2, 2, 7, generator=g, **F64)
-    assert_close(chapter.product_lags(a, b), chapter.diagonal_sums(a[:, :, None] * b[:, None]))
-    assert_close(chapter.correlate(a, b)[:, 2], (a[:, 2:] * b[:, :-2]).sum(1))
+    assert_close(chapter.diagonal_sums(torch.stack([G, 2 * G])), torch.stack([known, 2 * known]))
 
 
 def test_covariances_put_the_jitter_on_k_alone(chapter):
@@ -279,6 +277,21 @@ def test_prediction_on_the_grid_is_u_up_to_the_jitter(chapter, small):
     assert_close(gap, torch.full_like(gap, 0.5), rtol=0.1, atol=0)
 
 
+def test_rows_with_grids_of_their_own_train_as_they_do_alone(chapter):
+    waves = [lambda x: torch.sin(9 * x), lambda x: 2 + torch.cos(7 * x)]
+    grids = [torch.linspace(0.2, 1.2, 16, **F64), torch.linspace(-1, 0.5, 16, **F64)]
+    start = chapter.paper_start(3.0, Q=5, **F64)
+    for cubic in (0.0, 1.0):
+        alone = [chapter.manufacture(u, x, cubic) for u, x in zip(waves, grids, strict=True)]
+        both = chapter.Problem(*(torch.stack(part) for part in list(zip(*alone, strict=True))[:3]), cubic)
+        fit = chapter.train(both, "GM", chapter.Start(*(t.repeat(2, 1) for t in start)), 8)
+        for row, problem in enumerate(alone):
+            single = chapter.train(problem, "GM", start, 8)
+            assert_close(fit.u[row], single.u[0], rtol=1e-6, atol=1e-6)
+            assert_close(fit.mu[row], single.mu[0], rtol=0, atol=1e-6)
+            assert_close(fit.loss[row], single.loss[0], rtol=1e-6, atol=0)
+
+
 @pytest.fixture
 def axes(chapter):
     """Lags of two different kernels on 6 and 5 points."""
@@ -377,4 +390,4 @@ def test_wrong_input_is_named(chapter):
     with pytest.raises(ValueError, match=r"x must be float64.*got torch.float32"):
         chapter.manufacture(torch.sin, torch.linspace(0, 1, 5))
     with pytest.raises(ValueError, match="at least one layer; got none"):
-        chapter.network([], torch.zeros(3, 1, 2, 1))
+        chapter.network([], torch.zeros(1, 3, 2, 1))
