@@ -185,6 +185,40 @@ def test_a_solution_is_feasible_symmetric_and_certified(chapter, g):
     assert ((bound - value).abs() < 2e-3 * value.abs()).all() and (sweeps < 2000).all() and (sweeps % 20 == 0).all()
 
 
+def test_a_tighter_tolerance_and_a_higher_cap_reach_the_solver(chapter, g):
+    C = chapter.costs(*world(chapter, g, B=1, n=18, K=3)[::2])
+    loose, usual, tight = chapter.la_sdp(C, cap=40), chapter.la_sdp(C), chapter.la_sdp(C, tol=1e-8, cap=20_000)
+    assert loose.sweeps == 40 < usual.sweeps < tight.sweeps < 20_000
+    assert abs(tight.bound - tight.value) < 1e-4 * tight.value.abs() < 1e-1
+
+
+def test_the_penalty_follows_the_larger_residual(chapter):
+    factor = chapter.balance(double([4.0, 1.0, 1.0, 2.9]), double([1.0, 4.0, 1.0, 1.0]))
+    assert_close(factor, double([[1 / 1.5], [1.5], [1.0], [1.0]]))
+
+
+def test_residuals_see_two_candidates_apart_a_broken_constraint_and_a_moving_z(chapter, g):
+    T, b = torch.eye(2).double(), torch.ones(1, 7).double()
+    Z = chapter.lift(torch.tensor([[0, 0, 1, 1, 1]]), 2)
+    state = chapter.State(Z, Z, Z, double([[0.5]]))
+    still = chapter.Move(Z, Z, Z, Z, b)
+    primal, dual = chapter.residuals(still, state, T, b)
+    assert primal < 1e-12 and dual == 0
+    primal, dual = chapter.residuals(still._replace(W=2 * Z), state, T, b)  # norm of Z is √2, of A(Z) − b = b is √7
+    assert_close(primal, double([3.0]))
+    assert_close(dual, double([2 * math.sqrt(2)]))
+
+
+@pytest.mark.parametrize("small", [0, 1, 2])
+def test_a_problem_leaves_only_when_both_residuals_are_small(chapter, g, monkeypatch, small):
+    found = [torch.zeros(1), torch.zeros(1)]
+    if small < 2:
+        found[small] = torch.ones(1)
+    monkeypatch.setitem(chapter.solve.__globals__, "residuals", lambda *_: tuple(found))
+    C = chapter.costs(*world(chapter, g, B=1, n=8)[::2])
+    assert chapter.la_sdp(C, cap=60).sweeps == (20 if small == 2 else 60)
+
+
 def test_problems_do_not_disturb_each_other_in_a_batch(chapter, g):
     data = world(chapter, g, B=3, n=18, K=3)
     C = chapter.costs(data.X, data.Sigma) * double([1, 50, 0.1])[:, None, None, None]
@@ -271,7 +305,7 @@ def test_a_round_maximises_one_half_after_the_other(chapter, g):
     C = chapter.costs(data.X, chapter.covariances(data.X, Z))
     assert_close(Sigma, chapter.covariances(data.X, Z, 1e-3))
     assert ends[0] == chapter.objective(C, Z) and ends[1] == chapter.objective(C, solution.Z)
-    assert ends[1] > ends[0]
+    assert ends[1] > ends[0] and ends[2] == solution.bound[0]
 
 
 def test_the_iteration_stops_when_labels_repeat_and_keeps_what_it_found(chapter, g):
@@ -286,10 +320,11 @@ def test_the_iteration_stops_when_labels_repeat_and_keeps_what_it_found(chapter,
     assert not mended.values[0, 1].isnan().any() and mended.values[1, 1:].isnan().all()
     assert mended.sweeps[0] > mended.sweeps[1] and other[0, 0] == 1
     assert_close(mended.Z, chapter.lift(mended.labels, 3), rtol=0, atol=1e-2)
-    path = mended.values[0][~mended.values[0].isnan()]
+    path = mended.values[0, :, :2]
+    path = path[~path.isnan()]
     assert (path.diff() > -1e-3 * path[:-1].abs().clamp(min=1)).all()
     short = chapter.ila_sdp(data.X, other, 3, rounds=1)
-    assert short.values.shape == (2, 1, 2) and short.values[0, 0, 1] == pytest.approx(mended.values[0, 0, 1].item())
+    assert short.values.shape == (2, 1, 3) and short.values[0, 0, 1] == pytest.approx(mended.values[0, 0, 1].item())
 
 
 # The rival
