@@ -326,6 +326,53 @@ def test_the_gap_is_the_relative_distance_of_the_one_step_mean(chapter, g):
     assert run.gap.item() == pytest.approx(known, rel=1e-5)
 
 
+def layer_by_numpy(X: np.ndarray, fitted: int) -> np.ndarray:
+    """Centred, scaled to variance one and back at the identity, in NumPy's eigenbases, one matrix at a time."""
+
+    def root(A: np.ndarray) -> np.ndarray:
+        lam, Q = np.linalg.eigh(A)
+        return (Q * np.sqrt(lam.clip(0))) @ Q.T
+
+    B = X[:fitted].mean(0)
+    for _ in range(30):
+        R = root(B)
+        S = np.linalg.solve(R, sum(root(R @ x @ R) for x in X[:fitted]) / fitted)
+        B = S @ S.T  # R⁻¹ S̄ S̄ R⁻¹
+    b, U = np.linalg.eigh(B)
+    R, inverse = (U * np.sqrt(b)) @ U.T, (U / np.sqrt(b)) @ U.T
+    tangent = []
+    for x in X:
+        lam, Q = np.linalg.eigh(R @ x @ R)
+        product = R @ (Q * np.sqrt(lam.clip(0))) @ Q.T @ inverse
+        V = product + product.T - 2 * B
+        tangent.append(U @ (np.sqrt(2 / np.add.outer(b, b)) * (U.T @ V @ U)) @ U.T)
+    V = np.stack(tangent)
+    nu = math.sqrt((V[:fitted] ** 2).sum((1, 2)).mean() / 4 + 1e-5)
+    half = np.eye(len(B)) + V / nu / 2
+    return half @ half
+
+
+@pytest.mark.parametrize(("kappa", "within"), [(1, 1e-11), (3, 1e-9), (6, 1e-5)])
+def test_the_layer_is_right_on_ill_conditioned_matrices_too(chapter, g, kappa, within):
+    turned = torch.linalg.qr(torch.randn(20, 20, generator=g).double()).Q
+    half = turned * 10 ** (-kappa * torch.arange(20).double() / 38)
+    Z = half @ torch.randn(40, 20, 60, generator=g).double()
+    X = Z @ Z.mT
+    X = X / X.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    zero = torch.zeros(20, 20).double()
+    _, run = chapter.gbw_norm(X[:30], zero, zero, ONE, ONE, steps=50)
+    ours, _ = chapter.gbw_norm(X, zero, zero, ONE, ONE, run)
+    assert_close(ours, tensor(layer_by_numpy(X.numpy(), 30)), rtol=0, atol=within)
+
+
+def test_the_metric_is_two_congruences_around_the_plain_layer(chapter, g):
+    X, S_M, S_G, zero = spd(4, 9, g=g), 0.5 * sym(4, g=g), 0.5 * sym(4, g=g), torch.zeros(4, 4).double()
+    half, inverse = tensor(expm(S_M.numpy() / 2)), tensor(expm(-S_M.numpy() / 2))
+    bias = tensor(logm((inverse @ tensor(expm(S_G.numpy())) @ inverse).numpy()).real)
+    plain, _ = chapter.gbw_norm(inverse @ X @ inverse, zero, (bias + bias.mT) / 2, 0.4 * ONE, ONE)
+    assert_close(chapter.gbw_norm(X, S_M, S_G, 0.4 * ONE, ONE)[0], half @ plain @ half, rtol=0, atol=1e-9)
+
+
 # The rivals
 
 
