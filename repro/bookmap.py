@@ -15,6 +15,7 @@ from reprolib.project import ChapterFile, ReproError, nearest, papers
 
 WIDTH, HEIGHT, GAP, DROP = 150, 74, 14, 58  # of a box, between boxes, between rows
 SIDE, PER_LINE = 7.5, 14
+PER_ROW, LETTERS = 5, 18  # boxes side by side; letters of a line in a box, which has two
 
 
 def helpers(entry: Mapping[str, Any]) -> dict[str, str]:
@@ -111,7 +112,7 @@ def _name(slug: str, entry: Mapping[str, Any]) -> str:
 
 def _picture(entries: Mapping[str, Any], links: Mapping[str, str], claims: Mapping[str, list[Any]]) -> str:
     """Boxes in rows joined by curves, one square a claim in each box; left out for screen readers, who get the list."""
-    layers = rows(entries)
+    layers = [layer for row in rows(entries) for layer in _wrapped(row, entries)]
     width = max(len(row) for row in layers) * (WIDTH + GAP) + GAP
     corner = {
         slug: ((j + 0.5) * width / len(row) - WIDTH / 2, GAP + k * (HEIGHT + DROP))
@@ -128,6 +129,20 @@ def _picture(entries: Mapping[str, Any], links: Mapping[str, str], claims: Mappi
     )
 
 
+def _wrapped(row: list[str], entries: Mapping[str, Any]) -> list[list[str]]:
+    """A row in as many lines as it needs; chapters that help with none stand first, so that no line crosses a box."""
+    helping = {helper for entry in entries.values() for helper in helpers(entry)}
+    row = sorted(row, key=lambda slug: slug in helping)
+    lines_needed = -(-len(row) // PER_ROW)
+    size = -(-len(row) // max(1, lines_needed))
+    return [row[i : i + size] for i in range(0, len(row), size)]
+
+
+def name_fits(entry: Mapping[str, Any]) -> bool:
+    """Whether the short name of an entry of book/papers.yml fits the two lines of its box."""
+    return len(textwrap.wrap(str(entry.get("short", "")), LETTERS)) <= 2
+
+
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
     """A curve from the bottom of one box to the top of another."""
     (x, y), (u, v) = (start[0] + WIDTH / 2, start[1] + HEIGHT), (end[0] + WIDTH / 2, end[1])
@@ -139,7 +154,7 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
 
 def _box(name: str, link: str, claims: list[Any], x: float, y: float) -> str:
     """A chapter: its short name over one square for each claim, ordered by verdict."""
-    lines = textwrap.wrap(name, 16)
+    lines = textwrap.wrap(name, LETTERS)
     words = "".join(f'<tspan x="{x + 8:.0f}" dy="{16 if j else 0}">{escape(t)}</tspan>' for j, t in enumerate(lines))
     order = sorted(claims, key=lambda c: VERDICTS.index(c["verdict"]))
     marks = "".join(_mark(c, x + 8 + 9.8 * (j % PER_LINE), y + 48 + 11 * (j // PER_LINE)) for j, c in enumerate(order))

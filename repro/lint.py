@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repro.bookmap import tangles
+from repro.bookmap import LETTERS, name_fits, tangles
 from repro.chapterfile import Call, Cell, Chapter, Papers, bound, text, used
 from reprolib import project
 
@@ -92,7 +92,12 @@ def lint_all(root: Path) -> list[Problem]:
     for slug in sorted(set(entries) - {p.stem for p in paths}):
         message = f"The entry {slug!r} has no chapter; make one with `repro new {slug}` or remove the entry."
         problems.append(Problem(root / "book" / "papers.yml", None, None, "papers", message))
-    problems += [Problem(root / "book" / "papers.yml", None, None, "papers", said) for said in tangles(entries)]
+    said = [
+        f"The short name {entry['short']!r} does not fit two lines of {LETTERS} letters; shorten it."
+        for entry in entries.values()
+        if not name_fits(entry)
+    ]
+    problems += [Problem(root / "book" / "papers.yml", None, None, "papers", s) for s in [*said, *tangles(entries)]]
     pages = [page.path for page in project.notebooks(root) if page.path not in paths]
     problems += [problem for path in paths for problem in lint(path, keys, entries)]
     return problems + [problem for path in pages for problem in lint(path, page=True)]
