@@ -247,6 +247,14 @@ def test_inner_scores_are_those_of_a_grid_search_over_the_same_folds(chapter, g)
     np.testing.assert_allclose(scores, peer.cv_results_["mean_test_score"], rtol=0, atol=1e-12)
 
 
+def test_an_inner_kernel_takes_its_width_from_the_inner_training_trials(chapter, monkeypatch, g):
+    V, y = two_groups(g, 30, 4)
+    fit, seen, grams = np.arange(3, 27), [], chapter.grams
+    monkeypatch.setattr(chapter, "grams", lambda V, products, at: seen.append(at) or grams(V, products, at))
+    chapter.inner_scores(V, V @ V.T, y, fit, 2, chapter.SETTINGS)
+    assert [s.tolist() for s in seen] == [fit[a].tolist() for a, _ in chapter.folds_of(y[fit], 3, 2)]
+
+
 def test_the_nested_search_is_grid_search_in_every_fold(chapter, g):
     V, y = two_groups(g, 50, 8, 1.0)
     W = noise(50, 8, g=g).numpy()
@@ -333,8 +341,25 @@ def test_the_lag_is_the_median_over_channels_and_never_beyond_the_longest(chapte
     assert chapter.first_zero(drift, 9) == 9
 
 
-def naive_shares(x: np.ndarray, tau: int, most: int, queries: int) -> list[float]:
-    """False nearest neighbours of one series, counted one by one."""
+def test_the_lag_of_drifting_trials_does_not_join_their_end_to_their_start(chapter, g):
+    X = noise(4, 5, 30, g=g).cumsum(-1)
+    Z = (X - X.mean(-1, keepdim=True)).numpy()
+
+    def first(c, circular):
+        for lag in range(1, 30):
+            ends = [sum(z[t] * z[(t + lag) % 30] for t in range(30 if circular else 30 - lag)) for z in Z[:, c]]
+            if sum(ends) <= 0:
+                return lag
+
+    lags = {circular: [first(c, circular) for c in range(5)] for circular in (False, True)}
+    for c in range(5):
+        assert chapter.first_zero(X[:, c : c + 1]) == lags[False][c]
+    assert lags[False] != lags[True]  # told apart
+
+
+def naive_shares(x: np.ndarray, tau: int, most: int, queries: int, window: int | None = None) -> list[float]:
+    """False nearest neighbours of one series, counted one by one; none within the window in time."""
+    window = tau if window is None else window
     x = (x - x.mean()) / x.std(ddof=1)
     n, shares = len(x) - most * tau, []
     at = [int(a) for a in np.linspace(0, n - 1, queries)]
@@ -345,7 +370,7 @@ def naive_shares(x: np.ndarray, tau: int, most: int, queries: int) -> list[float
             def length(j, m=m, i=i):
                 return math.sqrt(sum((x[i + k * tau] - x[j + k * tau]) ** 2 for k in range(m)))
 
-            j = min((j for j in range(n) if abs(i - j) > tau), key=length)
+            j = min((j for j in range(n) if abs(i - j) > window), key=length)
             extra, R = abs(x[i + m * tau] - x[j + m * tau]), length(j)
             false += extra > 15 * R or math.hypot(R, extra) > 2
         shares.append(false / len(at))
@@ -358,6 +383,14 @@ def test_false_neighbours_are_those_counted_one_by_one(chapter, g):
     expected = [naive_shares(row.numpy(), 3, 3, 20) for row in x]
     assert_close(found, torch.tensor(expected, dtype=F64).T, rtol=0, atol=1e-12)
     assert found[0, 0] > 0.1  # one noisy coordinate has false neighbours
+
+
+def test_neighbours_in_time_are_no_neighbours_up_to_the_lag_itself(chapter, g):
+    x = noise(3, 70, g=g).cumsum(-1)
+    found = chapter.false_neighbours(x, 2, 2, queries=25)
+    shares = {w: torch.tensor([naive_shares(row.numpy(), 2, 2, 25, w) for row in x], dtype=F64).T for w in (1, 2, 3)}
+    assert_close(found, shares[2], rtol=0, atol=1e-12)
+    assert not torch.equal(shares[2], shares[1]) and not torch.equal(shares[2], shares[3])
 
 
 def test_a_circle_unfolds_in_two_copies_and_the_rule_says_so(chapter, g):
@@ -373,6 +406,24 @@ def test_where_nothing_unfolds_the_rule_takes_the_fewest_false_neighbours(chapte
     assert chapter.delay_rule(noise(6, 2, 100, g=g), 3)[0] == 2  # fewest at 2; first below 5 % at 2
 
 
+def test_shares_are_averaged_over_trials_and_not_over_channels(chapter, monkeypatch, g):
+    shares = torch.tensor([[0.0, 0.0, 0.9], [0, 0, 0.9], [0, 0, 0]], dtype=F64)  # orders 1, 1, 3: median 1
+    monkeypatch.setattr(chapter, "false_neighbours", lambda x, *_: shares.repeat(1, len(x) // 3))
+    assert chapter.delay_rule(noise(6, 3, 100, g=g), 3)[0] == 1  # a mean over channels would say 3
+
+
+def test_the_rule_looks_at_trials_from_first_to_last(chapter, monkeypatch, g):
+    seen = []
+
+    def spy(x, tau, most):
+        seen.extend((x[:, 0].round().int() // 100).tolist())
+        return torch.zeros(most, len(x), dtype=F64)
+
+    monkeypatch.setattr(chapter, "false_neighbours", spy)
+    chapter.delay_rule(noise(60, 1, 100, g=g) + 100 * torch.arange(60, dtype=F64)[:, None, None] + 50, 3)
+    assert seen == [0, 10, 20, 30, 40, 50]  # trials come sorted by class: the first six are of one
+
+
 def test_the_population_of_the_pair_is_what_samples_approach(chapter, g):
     W = noise(4, 4, g=g)
     X = chapter.rotating_pair(0.6, 200, 600, W, g)
@@ -383,6 +434,11 @@ def test_the_population_of_the_pair_is_what_samples_approach(chapter, g):
         assert (sample - known).abs().max() < 0.03 * known.abs().max()
     plain = [chapter.population(0.6, 1, 1, sign, W) for sign in (1, -1)]
     assert torch.equal(*plain)
+
+
+def test_the_pair_is_stationary_from_its_first_sample(chapter, g):
+    X = chapter.rotating_pair(0.9, 3000, 2, torch.eye(4, dtype=F64), g)
+    assert_close(X[..., 0].var(), torch.tensor(1.25, dtype=F64), rtol=0, atol=0.05)  # from rest: 0.44
 
 
 def test_the_population_is_the_solution_of_the_lyapunov_equation(chapter):
@@ -409,6 +465,11 @@ def test_sources_ring_at_their_frequency_with_unit_variance(chapter, g):
         assert frequency[power.mean(0).argmax()] == pytest.approx(f, abs=0.3)
         r1 = 2 * 0.97 * math.cos(2 * math.pi * f / 250) / (1 + 0.97**2)  # lag-1 correlation of an AR(2)
         assert (x[:, 1:] * x[:, :-1]).mean().item() == pytest.approx(r1, abs=0.03)
+
+
+def test_sources_have_settled_before_a_trial_begins(chapter, g):
+    x = chapter.ringing(10.0, (4000, 3), g)
+    assert_close(x.var(0), torch.ones(3, dtype=F64), rtol=0, atol=0.1)  # from rest it would be near 0.01
 
 
 def test_pink_signals_fall_as_one_over_f(chapter, g):
