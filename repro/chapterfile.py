@@ -82,7 +82,7 @@ class Chapter:
             raise NotebookError(
                 "A notebook must have nbformat 4, and cells cell_type and source; save it with Jupyter."
             )
-        self.path, self.slug, self.cells = path, path.stem, list(_cells(nb["cells"]))
+        self.path, self.slug, self.notebook, self.cells = path, path.stem, nb, list(_cells(nb["cells"]))
         self.code = [c for c in self.cells if c.kind == "code"]
         self.prose = [c for c in self.cells if c.kind == "markdown"]
         self.bibliography, self.papers = bibliography, papers

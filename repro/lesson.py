@@ -26,6 +26,12 @@ class Lesson(NamedTuple):
     questions: list[str]  # for discussion
 
 
+def blank() -> dict[str, Any]:
+    """A plan to be filled in, as JSON holds it."""
+    empty = Lesson(SESSIONS[0], [], [], {}, "", "", "", [])
+    return empty._asdict()
+
+
 def problems(nb: Notebook) -> list[str]:
     """What is wrong with the lesson plan of a notebook, a sentence each; none where it is whole."""
     plan = nb.get("metadata", {}).get("lesson")

@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from repro import lesson
 from repro.bookmap import LETTERS, name_fits, tangles
 from repro.chapterfile import Call, Cell, Chapter, Papers, bound, text, used
 from reprolib import project
@@ -25,7 +26,7 @@ EXERCISES = ("pencil", "code", "open")
 PACKAGES = {"reprolib", "torch", "numpy", "scipy", "matplotlib", "mpmath", "sklearn"}
 NETWORK = {"urllib", "http", "socket", "ftplib", "subprocess"}
 PAPER_FIELDS = ("title", "authors", "venue", "year", "arxiv", "code", "part", "family", "data")
-OF_A_PAPER = {"sections", "chapter", "claims", "exercises", "method", "bibliography", "papers"}
+OF_A_PAPER = {"sections", "chapter", "claims", "exercises", "method", "bibliography", "papers", "lesson"}
 MAX_BYTES, MAX_LINES, MIN_ALT = 300 * 1024, 40, 20
 
 Finding = tuple[int | None, int | None, str]  # cell, line, message
@@ -149,6 +150,9 @@ def required_calls(chapter: Chapter) -> Iterator[Finding]:
     for section, name in (("Verdicts", "ch.verdicts"), ("Explore", "slider")):
         if not any(call.cell.section == section for call in chapter.calls(name)):
             yield None, None, f"The section {section!r} must call {name}(...); add it."
+    for call in chapter.calls("ch.verdicts"):
+        if call.cell.source.strip() != "ch.verdicts()":
+            yield *call.at, "ch.verdicts() must stand alone in its cell, whose output is the table; split the cell."
 
 
 def _where(calls: Iterable[Call]) -> str:
@@ -387,6 +391,12 @@ def cell_length(chapter: Chapter) -> Iterator[Finding]:
     for cell in chapter.code:
         if (lines := len(cell.source.splitlines())) > MAX_LINES:
             yield cell.number, None, f"At most {MAX_LINES} lines a code cell; got {lines}. Split it."
+
+
+@rule("lesson")
+def lesson_plan(chapter: Chapter) -> Iterator[Finding]:
+    for problem in lesson.problems(chapter.notebook):
+        yield None, None, problem
 
 
 @rule("size")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from repro import lint
+from repro import lesson, lint
 from reprolib import project, records
 from reprolib.project import ReproError
 
@@ -54,7 +54,11 @@ def _remaining(root: Path, entry: dict[str, Any]) -> list[str]:
         steps.append(f"_toc.yml: under the part {entry['part']!r} add '- file: chapters/{entry['part']}/{slug}'")
     if slug not in lint.bib_keys(root / "book" / "references.bib"):
         steps.append(f"book/references.bib: add an entry with the key {slug}")
-    steps += ["replace every TODO in the notebook and in its test", f"repro run {slug}, then repro lint"]
+    steps += [
+        "replace every TODO in the notebook and in its test",
+        "fill in the lesson plan, in the notebook's metadata under 'lesson'",
+        f"repro run {slug}, then repro lint",
+    ]
     return steps
 
 
@@ -64,7 +68,7 @@ def notebook(entry: dict[str, Any]) -> str:
     for name, value in {"SLUG": entry["slug"], "TITLE": entry["title"], "LINKS": _links(entry)}.items():
         text = text.replace(name, value)
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "lesson": lesson.blank()}
     content = {"cells": _cells(text), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 

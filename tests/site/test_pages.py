@@ -109,7 +109,7 @@ def test_chapters_show_equations_tables_and_figures_in_both_themes(visit, chapte
     for path in chapter_pages:
         page = visit(path, theme)
         assert page.locator("html").get_attribute("data-theme") == theme
-        expect(page.locator("mjx-container").first).to_be_visible()
+        expect(page.locator("article mjx-container").first).to_be_visible()
         expect(page.locator("article table").first).to_be_visible()
         assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
         pictures = page.locator("figure.repro-figure img, figure.repro-slider img")

@@ -10,6 +10,16 @@ from repro import lint
 from reprolib import project
 
 Cells = list[dict]
+LESSON = {
+    "session": 50,
+    "prerequisites": ["multiplication"],
+    "goals": ["double a number", "say why it doubled"],
+    "minutes": {"The idea": 20, "The method": 30},
+    "demonstration": "Change 2 to 3 and it triples.",
+    "misconception": "That it squares.",
+    "correction": "Four gives eight.",
+    "questions": ["What does it do to nought?", "And to a half?"],
+}
 PAPER = {"slug": "good-paper", "title": "Good", "authors": ["A. Bell"], "venue": "V", "year": 2020}
 PAPER |= {"arxiv": "2001.00001", "code": None, "part": "fisher", "family": "tests", "data": ["generated"]}
 
@@ -78,6 +88,7 @@ def number(cells: Cells) -> Cells:
 def write(folder: Path, cells: Cells, **metadata: object) -> Path:
     path = folder / "chapters" / "fisher" / "good-paper.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"lesson": LESSON} | metadata
     path.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1))
     return path
 
@@ -181,6 +192,7 @@ BREACHES = [
     ("chapter", "ch.scale", replaced("ch.scale(quick=1, full=2)", "ch.scale(quick=1)")),
     ("chapter", "ch.verdicts", replaced("ch.verdicts()", "pass")),
     ("chapter", "slider", replaced("slider(", "print(")),
+    ("chapter", "stand alone", replaced("ch.verdicts()", "ch.verdicts()\nx = 1")),
     ("claims", "at least one", without("ch.claim(")),
     ("claims", "tagged 'claims'", tagged("ch.claim(")),
     ("claims", "before '## Experiments'", moved("ch.claim(", "ch.measure(")),
@@ -272,7 +284,7 @@ def test_a_breach_is_found_under_its_rule(tmp_path, rule, words, broken):
 
 
 def test_every_rule_is_seen_to_fail():
-    elsewhere = {"size", "papers"}  # tested below
+    elsewhere = {"size", "papers", "lesson"}  # tested below
     assert {rule for rule, _, _ in BREACHES} | elsewhere == {name for name, _ in lint.RULES}
 
 
@@ -309,6 +321,14 @@ def test_a_missing_file_is_one_clear_problem(tmp_path):
 def test_a_heavy_file_is_a_problem(tmp_path):
     (problem,) = problems(write(tmp_path, good(), weight="x" * lint.MAX_BYTES))
     assert problem.rule == "size"
+
+
+def test_a_chapter_needs_a_lesson_plan_and_a_page_needs_none(tmp_path):
+    (problem,) = problems(write(tmp_path, good(), lesson=None))
+    assert problem.rule == "lesson" and "a plan holds session" in problem.message
+    (problem,) = problems(write(tmp_path, good(), lesson=LESSON | {"minutes": {"The idea": 20}}))
+    assert problem.rule == "lesson" and "sum to 20" in problem.message
+    assert lint.lint(write(tmp_path, good(), lesson=None), page=True) == []
 
 
 def test_a_chapter_needs_its_bibliography_entry(tmp_path):
