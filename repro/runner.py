@@ -124,7 +124,7 @@ def _work(
     """Run the worker process to its end; kill it, and all it started, when we are stopped."""
     paths = {"REPRO_RECORD": "record.json", "REPRO_PROGRESS": "progress"}
     env = os.environ | settings | {key: str(place / name) for key, name in paths.items()}
-    env |= {"REPRO_ROOT": str(chapter.root), "PYTHONHASHSEED": "0", "MPLBACKEND": "agg"}
+    env |= {"REPRO_ROOT": str(chapter.root), "PYTHONHASHSEED": "0", "MPLBACKEND": "agg", "REPRO_COMPARE": ""}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
     how = "jupyter" if jupyter else "plain"
     command = [sys.executable, "-m", "repro.runner", how, str(chapter.path), str(place), str(os.getpid())]

@@ -254,7 +254,8 @@ class Chapter:
         """End the run: hand the record to the runner, or say that an interactive run keeps none.
 
         Raises:
-            ReproError: A declared claim was never measured.
+            ReproError: A declared claim was never measured; or ``REPRO_COMPARE`` is set and the run differs from the
+                stored record, in what the message says.
         """
         missing = [id for id in self.claims if id not in self.results]
         if missing:
@@ -262,8 +263,16 @@ class Chapter:
         where = os.environ.get("REPRO_RECORD")
         if where:
             records.write_atomic(Path(where), json.dumps(self._report(), allow_nan=False))
+        if os.environ.get("REPRO_COMPARE"):
+            self._compare()
         counts = [f"{sum(r.verdict == v for r in self.results.values())} {v}" for v in _claims.VERDICTS]
         print(f"{len(self.claims)} claims: {', '.join(counts)}." if self.claims else "Done.")
+
+    def _compare(self) -> None:
+        stored = records.read(project.find(self.slug).record(self._scale))
+        fresh = self._report() | {"code_hash": stored["code_hash"]}  # a running notebook cannot see its own file
+        if found := records.compare(fresh, stored):
+            raise ReproError(f"The run differs from its stored record: {'; '.join(found)}.")
 
     def _report(self) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

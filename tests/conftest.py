@@ -14,10 +14,17 @@ from reprolib.chapter import Chapter
 from reprolib.claims import above, below, within
 from reprolib.project import ChapterFile
 
-# Before any kernel starts: equal hashes, no window, no live progress in outputs that are compared.
-os.environ |= {"PYTHONHASHSEED": "0", "MPLBACKEND": "agg", "REPRO_PROGRESS": "off"}
+# Before any kernel starts: equal hashes, no window, no live progress in outputs that are compared. A notebook that
+# nbval runs compares its record as well.
+os.environ |= {"PYTHONHASHSEED": "0", "MPLBACKEND": "agg", "REPRO_PROGRESS": "off", "REPRO_COMPARE": "on"}
 for _name in ("REPRO_SCALE", "REPRO_DEVICE", "REPRO_SEED", "REPRO_RECORD", "REPRO_ROOT"):
     os.environ.pop(_name, None)
+
+
+@pytest.fixture(autouse=True)
+def no_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests than nbval's own decide themselves what a run is compared with."""
+    monkeypatch.delenv("REPRO_COMPARE")
 
 
 @pytest.fixture

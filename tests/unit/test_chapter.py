@@ -183,6 +183,26 @@ def test_a_run_by_the_runner_hands_its_report_over(ch, capsys, tmp_path, monkeyp
     assert report["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.parametrize(
+    ("values", "found"), [([1.0, 2.0, 3.0], None), ([-1.0, -2.0, -3.0], "claim c1: not reproduced")]
+)
+def test_a_run_that_is_to_be_compared_fails_where_it_differs_from_its_record(stored, monkeypatch, values, found):
+    monkeypatch.setenv("REPRO_COMPARE", "on")
+    ch = Chapter("toy")
+    ch.claim("c1", "A is large.", paper="Table 1: 3", criterion=above(0), unit="nats", headline=True)
+    ch.claim("c2", "B is zero.", paper="Equation 2", criterion=within(1e-6))
+    ch.claim("c3", "C is small.", paper="Figure 3", criterion=below(0))
+    ch.measure("c1", values)
+    ch.measure("c2", 1.0)
+    ch.measure("c3", [-1.0, 1.0, 0.5])
+    ch.record("e1/a", [[1.0, 2.0], [3.0, 4.0]], tolerance=0.1)
+    if found is None:
+        ch.finish()
+        return
+    with pytest.raises(ReproError, match=f"differs from its stored record: {found}, stored reproduced"):
+        ch.finish()
+
+
 def test_the_verdict_table_shows_the_stored_full_run_beside_this_one(stored, store, capsys):
     store(stored, "full")
     ch = Chapter("toy")
