@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from reprolib import Chapter, ReproError, above, at_least, stats, within
+from reprolib import Chapter, ReproError, above, at_least, below, stats, within
 from reprolib.chapter import pick_device
 
 
