@@ -109,6 +109,14 @@ def test_priors_and_proposals_have_their_laws(chapter, g):
     assert stats.kstest(flat.flatten().numpy(), stats.uniform(-1, 2).cdf).pvalue > CHANCE
 
 
+def test_proposals_have_the_variance_that_their_ratio_divides_by(chapter, g):
+    """A proposal 8 % too wide passes a test of the whole law; its variance gives it away."""
+    x = chapter.line(4).propose(6000, g)
+    assert abs(z(x**2, 6.0)) < 4 and abs(z((1.08 * x) ** 2, 6.0)) > 4
+    assert abs(z(chapter.interval(4).propose(6000, g) ** 2, 1 / 2)) < 4
+    assert abs(z(chapter.square(3).propose(3000, g) ** 2, 1 / 2)).max() < 4
+
+
 # independent points
 
 
@@ -186,6 +194,27 @@ def test_three_points_of_the_chain_rule_follow_the_determinant(chapter, g):
     assert expected.sum() == pytest.approx(1)
     found = [tuple(t) for t in np.sort(draws, 1).tolist()]
     assert p_value(np.array([found.count(t) for t in triples]), expected) > CHANCE
+
+
+def test_the_chain_rule_keeps_its_basis_orthonormal_where_one_pass_loses_it(chapter, g, monkeypatch):
+    """Points close together, handed to the chain rule in place of its draws: the residuals are tiny."""
+    points, bases = iter(0.3 + 1e-4 * torch.arange(6, dtype=torch.float64)), []
+
+    def next_point(space, Q, g):
+        bases.append(Q)
+        return next(points).expand(2)
+
+    monkeypatch.setitem(chapter.chain_rule.__globals__, "next_point", next_point)
+    chapter.chain_rule(chapter.interval(6), 2, g)
+    Q, eye = bases[3], torch.eye(3, dtype=torch.float64).expand(2, 3, 3)  # residuals of 1e-4 and 1e-8
+    assert_close(Q @ Q.mT, eye, rtol=0, atol=1e-13)
+    rows = [bases[1][0, 0]]
+    for row in chapter.legendre(0.3 + 1e-4 * torch.arange(1, 3, dtype=torch.float64), 6):
+        basis = torch.stack(rows)
+        row = row - basis.T @ (basis @ row)
+        rows.append(row / row.norm())
+    once = torch.stack(rows)
+    assert (once @ once.T - eye[0]).abs().max() > 1e-10  # one pass: orthogonality is lost
 
 
 def test_every_point_of_the_chain_rule_has_the_same_marginal(chapter, g):

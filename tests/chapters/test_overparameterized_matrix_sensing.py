@@ -145,6 +145,25 @@ def test_the_share_is_one_of_the_first_loss(chapter, g):
     assert switch.at.tolist() == [20]
 
 
+def test_the_switch_is_asked_at_records_only(chapter, g):
+    U, F, G = orthonormal(g, 8, 2), gaussian(g, 1, 8, 3, scale=0.1), gaussian(g, 1, 8, 3, scale=0.03)
+    plain = chapter.descend(F, G, chapter.Problem(U @ U.T), 0.05, 600, every=1)
+    first = int((plain.errors[:, 0] < 0.5 * plain.errors[0, 0]).nonzero()[0])
+    every = next(n for n in range(7, 12) if first % n)
+    switch = chapter.Switch(0.7, torch.tensor([0.5]).double())
+    chapter.descend(F, G, chapter.Problem(U @ U.T), 0.05, 600, every=every, switch=switch)
+    assert switch.at.tolist() == [first + -first % every]
+
+
+def test_the_change_that_is_kept_is_the_largest_in_size(chapter, g, monkeypatch):
+    F, G = torch.eye(3).double()[None], gaussian(g, 1, 3, 3)
+    by = torch.tensor([[0.1, 0, 0], [0, -0.5, 0], [0, 0, 0.2]]).double()
+    monkeypatch.setattr(chapter, "modified_step", lambda F, G, _: (F, G + by.T))
+    switch, E = chapter.Switch(0.7, torch.tensor([math.inf]).double()), gaussian(g, 1, 3, 3)
+    switch(0, E, E, F, G)
+    assert switch.change.item() == pytest.approx(0.5)
+
+
 def test_the_loop_is_gradient_descent_read_aloud(chapter, g):
     U, F, G = orthonormal(g, 7, 2), gaussian(g, 7, 3, scale=0.3), gaussian(g, 7, 3, scale=0.1)
     Sigma, normal = U @ U.T, chapter.gaussian_normal(7, 60, g)
@@ -203,6 +222,9 @@ def test_the_preconditioned_step_is_the_formula_with_an_explicit_inverse(chapter
         lam = float(np.sqrt((D[j].numpy() ** 2).sum()))
         P = np.linalg.inv((X[j].T @ X[j]).numpy() + lam * np.eye(3))
         assert_close(new, X[j] - 0.3 * D[j] @ X[j] @ torch.from_numpy(P))
+    X, D = X[0] * 1e-4, D[0] * 1e-9  # a damping far below one, beside a small Gram matrix
+    P = np.linalg.inv((X.T @ X).numpy() + np.sqrt((D.numpy() ** 2).sum()) * np.eye(3))
+    assert_close(chapter.preconditioned_step(X, D, 0.3) - X, -0.3 * D @ X @ torch.from_numpy(P), rtol=1e-6, atol=0)
     still = chapter.preconditioned_step(X * 0, D * 0, 0.3)
     assert (still == 0).all()
 
@@ -310,5 +332,17 @@ def test_wrong_input_is_named(chapter, g):
         chapter.descend(F, G, chapter.Problem(torch.eye(5).double()), 0.1, 1)
     with pytest.raises(ValueError, match="F must have full column rank; its smallest singular value is"):
         chapter.modified_step(F * torch.tensor([1.0, 1.0, 0.0]).double(), F, 0.7)
-    with pytest.raises(ValueError, match="beta must be positive; got -1"):
-        chapter.modified_step(F, F, -1)
+    whole = gaussian(g, 1, 5, 3)
+    with pytest.raises(ValueError, match="F must have full column rank"):
+        chapter.modified_step(torch.cat([whole, F * torch.tensor([1.0, 1.0, 0.0]).double()]), torch.cat([F, F]), 0.7)
+    for beta in (0, -1):
+        with pytest.raises(ValueError, match=f"beta must be positive; got {beta}"):
+            chapter.modified_step(F, F, beta)
+
+
+def test_small_factors_and_bad_conditions_are_no_missing_rank(chapter, g):
+    Q = orthonormal(g, 6, 3)
+    for s in ([1.0, 0.5, 0.2], [1.0, 1e-4, 1e-9]):
+        for scale in (1, 1e-13):
+            F = Q * torch.tensor(s).double() * scale
+            assert_close(torch.linalg.svdvals(chapter.modified_step(F, F, 0.7)[0]), torch.full((3,), 0.7).double())
