@@ -34,6 +34,14 @@ def test_haar_matrices_are_orthogonal_and_distributed_as_scipys(chapter, g):
     assert stats.ks_2samp(*traces).pvalue > 1e-3
 
 
+def test_a_haar_matrix_takes_a_gaussian_one_to_a_triangle_with_positive_diagonal(chapter, g):
+    twin = g.clone_state()
+    M, G = chapter.haar(6, g, torch.float64), chapter.gaussian(6, twin, torch.float64)
+    R = M.T @ G  # signs on rows instead of columns would spoil the triangle
+    assert_close(R, R.triu(), rtol=0, atol=1e-12)
+    assert (R.diagonal() > 0).all()
+
+
 def test_without_the_sign_fix_the_factor_q_is_not_haar(g):
     raw = torch.linalg.qr(torch.randn(600, 4, 4, generator=g, dtype=torch.float64)).Q
     assert raw[:, 0, 0].mean().abs() > 0.3  # the fixed one has mean zero, standard error 0.02
@@ -106,6 +114,8 @@ def test_names_decide_what_is_drawn(chapter):
         assert_close(ask(one), ask(other), rtol=0, atol=0)
         assert (ask(one) - ask(third)).abs().max() > 0.1
     assert (one.item(("constant", True)) - one.item(("string", "True"))).abs().max() > 0.1
+    flat = chapter.Space(8, 0, "convolution")  # there roles are drawn as items are
+    assert (flat.item(("key", "x")) - flat.role(("key", "x"))).abs().max() > 0.1
     digest = hashlib.blake2b(b"('a', 1)", digest_size=8).hexdigest()
     assert chapter.stream("a", 1).initial_seed() == int(digest, 16) // 2
 
@@ -122,8 +132,17 @@ def test_leaves_become_symbols_by_type(chapter):
     assert chapter.symbols("big dog") == [(("string", "big dog"), 1.0)]
     soft = dict(chapter.symbols("Big dog", soft=True))
     assert soft == pytest.approx({("string", "big"): 0.5**0.5, ("string", "dog"): 0.5**0.5})
+    assert chapter.symbols("", soft=True) == chapter.symbols("") == [(("string", ""), 1.0)]
     assert chapter.symbols(True) == [(("constant", True), 1.0)] != chapter.symbols(1)
     assert chapter.symbols(None) == [(("constant", None), 1.0)]
+
+
+def test_soft_strings_are_near_where_they_share_words(chapter):
+    space = chapter.Space(64)
+    a, b, c = (space.item(("string", w)) for w in ("big", "dog", "cat"))
+    for text, vector in (("Big dog", a + b), ("big cat", a + c)):
+        assert_close(chapter.leaf_vector(space, text, soft=True), vector / 2**0.5)
+    assert_close(chapter.leaf_vector(space, "big dog"), space.item(("string", "big dog")))
 
 
 @pytest.mark.parametrize(
@@ -232,8 +251,9 @@ def test_inner_products_are_unbiased_for_the_kernel_with_the_predicted_spread(ch
 
 
 def test_equal_documents_by_kernel_have_equal_vectors_in_the_limit(chapter):
-    E = chapter.encode_all(chapter.Space(2048, dtype=torch.float32), [{"a": "x", "b": "y"}, {"a": "x", "b": "z"}])
-    assert (E @ E.T - torch.tensor([[2.0, 1.0], [1.0, 2.0]])).abs().max() < 5 * 2 / 2048**0.5
+    E = chapter.encode_all(chapter.Space(1024, dtype=torch.float32), [{"a": "x", "b": "y"}, {"a": "x", "b": "z"}])
+    assert E.dtype == torch.float32
+    assert (E @ E.T - torch.tensor([[2.0, 1.0], [1.0, 2.0]])).abs().max() < 5 * 2 / 1024**0.5
 
 
 def test_a_lookup_returns_the_part_and_clean_up_finds_the_item(chapter):
@@ -262,6 +282,9 @@ def test_normalised_objects_have_length_one_and_shrink_what_is_inside(chapter):
     by_hand = space.bind(("key", "a"), part / part.norm()) + space.bind(("key", "b"), space.item(("string", "x")))
     assert_close(E, by_hand / by_hand.norm())
     assert chapter.encode(space, {"a": {}}, normalise=True).norm() == 0
+    listed, S = chapter.encode(space, [inner, "x"], normalise=True), ("next",)
+    by_hand = space.bind(S, part / part.norm() + space.bind(S, space.item(("string", "x"))))
+    assert_close(listed, by_hand / by_hand.norm())
 
 
 @pytest.mark.parametrize("kind", ["elementwise", "convolution"])

@@ -183,6 +183,24 @@ def test_validate_reports_the_gain_and_the_agreement_of_the_mixture(chapter, g):
         assert 0.5 < verdict.agreement < 1
 
 
+def test_em_that_is_run_on_ends_at_scikit_learns_optimum_and_agrees_less(chapter, g):
+    S = torch.cat([normal(150, 2, g=g), 0.4 * normal(100, 2, g=g) + 1.5])
+    split = chapter.propose(S, 20, g).split
+    usual, patient = chapter.validate(S, split), chapter.validate(S, split, tol=1e-9)
+    peer = peer_mixture(chapter, S, split, "full", tol=1e-9)
+    one = GaussianMixture(1, reg_covar=1e-3).fit(S.numpy())
+    assert patient.gain == pytest.approx(one.bic(S.numpy()) - peer.bic(S.numpy()), rel=1e-8)
+    assert patient.agreement == pytest.approx((peer.predict(S.numpy()) == split.numpy()).mean())
+    assert patient.gain > usual.gain and patient.agreement < usual.agreement
+
+
+def test_two_gaussians_on_one_lose_at_most_the_price_of_their_parameters_when_em_is_run_on(chapter):
+    x = torch.special.ndtri((torch.arange(5000, dtype=torch.float64) + 0.5) / 5000)[:, None]
+    split = x[:, 0] > 0
+    assert -chapter.validate(x, split).gain > 3 * math.log(5000) + 10  # EM stopped early
+    assert -chapter.validate(x, split, tol=1e-9).gain < 3 * math.log(5000) + 1
+
+
 def test_the_wrong_number_of_parameters_is_told_apart(chapter, g):
     S = normal(60, 3, g=g)
     one = chapter.em(S, torch.ones(60, 1, dtype=S.dtype), steps=0)
@@ -276,6 +294,68 @@ def test_look_ahead_splits_a_refused_root_only_if_a_child_is_accepted(chapter, g
     assert chapter.ppp(cloud.X, g, test=refuse, look_ahead=True).K == 1
 
 
+def test_look_ahead_needs_one_acceptable_half_and_keeps_the_halves_it_saw(chapter, g):
+    cloud = blobs(chapter, [(0, 0), (40, 60), (55, 75)], 40, g)
+    seen = []
+
+    def never_at_the_root(S: Tensor, split: Tensor):
+        seen.append(len(S))
+        verdict = chapter.validate(S, split)
+        return verdict._replace(refusal="agreement") if len(S) == 120 else verdict
+
+    tree = chapter.ppp(cloud.X, g, test=never_at_the_root, look_ahead=True)
+    assert tree.K == 3 and len(tree.nodes) == 5
+    assert sorted(seen) == [40, 40, 40, 80, 120]  # each node once
+
+
+def test_look_ahead_does_not_pass_the_guard(chapter, g):
+    far = blobs(chapter, [(0, 0), (30, 0)], 30, g).X
+    X = torch.cat([far, normal(9, 2, g=g) + 200])  # nine rows are no cluster
+    tree = chapter.ppp(X, g, look_ahead=True)
+    assert tree.nodes[0].verdict.refusal == "few rows" and tree.K == 1
+
+
+def test_a_node_too_small_to_split_is_not_even_proposed(chapter, g):
+    assert chapter.ppp(torch.zeros(19, 2, dtype=torch.float64), g).K == 1  # equal rows have no starts
+
+
+def test_by_default_twenty_starts_on_at_most_2000_rows(chapter, g, monkeypatch):
+    seen, two_means = [], chapter.two_means
+
+    def spy(S: Tensor, starts: Tensor):
+        seen.append((len(S), len(starts)))
+        return two_means(S, starts)
+
+    monkeypatch.setattr(chapter, "two_means", spy)
+    for n in (2000, 2001, 5000):
+        chapter.ppp(normal(n, 1, g=g), g)
+    assert seen == [(2000, 20)] * 3
+
+
+def test_a_large_node_takes_the_labels_of_scikit_learns_mixture_of_the_subset(chapter, monkeypatch):
+    g = torch.Generator().manual_seed(3)
+    S = torch.cat([normal(300, 2, g=g), 0.4 * normal(200, 2, g=g) + 1.5])
+    parts, propose = [], chapter.propose
+
+    def spy(part: Tensor, R: int, g: torch.Generator):
+        parts.append((part, propose(part, R, g)))
+        return parts[-1][1]
+
+    monkeypatch.setattr(chapter, "propose", spy)
+    first = set()
+    for seed in range(6):
+        found = chapter.proposal(S, 20, torch.Generator().manual_seed(seed), 250)
+        part, inner = parts[-1]
+        assert len(part) == 250
+        expected = torch.from_numpy(peer_mixture(chapter, part, inner.split, "full").predict(S.numpy())).bool()
+        assert torch.equal(found.split, expected ^ expected[0])
+        assert found.share == inner.share
+        first.add(bool(expected[0]))
+    assert first == {False, True}  # the labels had to be turned at times
+    one, two = (f(S, 20, torch.Generator().manual_seed(9), *n) for f, n in ((propose, ()), (chapter.proposal, (500,))))
+    assert torch.equal(one.split, two.split)  # 500 of 500 rows need no mixture
+
+
 def test_large_nodes_are_split_by_a_mixture_fitted_to_a_subset_and_validated_whole(chapter, g):
     cloud = blobs(chapter, [(0, 0), (30, 0), (0, 40)], 300, g)
     seen = []
@@ -307,7 +387,7 @@ def test_different_streams_give_different_starts(chapter, g):
 
 def test_columns_are_scored_by_bic_per_row_and_ashmans_d(chapter, g):
     X = normal(400, 3, g=g)
-    X[200:, 1] = 0.5 * X[200:, 1] + 5
+    X[100:, 1] = 0.5 * X[100:, 1] + 3  # the best cut is not at the mean
     columns = chapter.separable_columns(X)
     assert columns.keep.tolist() == [False, True, False]
     x = X[:, 1:2]
@@ -322,6 +402,13 @@ def test_when_no_column_is_bimodal_the_best_one_is_kept(chapter, g):
     columns = chapter.separable_columns(normal(300, 4, g=g))
     assert (columns.score < 0).all()
     assert columns.keep.sum() == 1 and columns.keep[columns.score.argmax()]
+
+
+def test_the_column_kept_in_want_of_any_has_the_largest_score_not_the_largest_d(chapter, g):
+    widths = torch.cat([0.2 * normal(300, 1, g=g), 3 * normal(300, 1, g=g)])  # two widths, one centre
+    columns = chapter.separable_columns(torch.cat([normal(600, 1, g=g), widths], 1))
+    assert columns.ashman.argmax() != columns.score.argmax()
+    assert columns.keep.tolist() == [False, True]
 
 
 def test_a_column_needs_both_a_bic_gain_and_ashmans_d(chapter, g):
@@ -397,11 +484,18 @@ def test_hopkins_is_half_for_uniform_rows_and_near_one_for_clusters(chapter, g):
     assert chapter.hopkins(blobs(chapter, [(0, 0), (50, 50)], 300, g).X, g) > 0.95
 
 
+def test_hopkins_draws_its_rows_from_all_rows(chapter, g):
+    dense = 0.5 + 1e-3 * torch.rand(100, 2, generator=g, dtype=torch.float64)
+    X = torch.cat([dense, torch.rand(900, 2, generator=g, dtype=torch.float64)])
+    assert np.mean([chapter.hopkins(X, g) for _ in range(10)]) < 0.7  # the first tenth alone would give 1
+
+
 def test_centres_are_in_their_box_and_apart_and_too_many_are_refused(chapter, g):
     for apart in (3.0, 6.0):
         centres = chapter.place(8, 20, apart, g)
         assert centres.shape == (8, 2) and (centres >= 0).all() and (centres <= 20).all()
         assert torch.pdist(centres).min() >= apart
+    assert torch.pdist(chapter.place(3, 9, 6, g)).min() >= 6  # 108 > 81, and still room
     with pytest.raises(ValueError, match="30 centres 6 apart do not fit into a box of side 20"):
         chapter.place(30, 20, 6, g)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from sklearn.linear_model import ElasticNet, lars_path, lasso_path
+from sklearn.linear_model import ElasticNet, lars_path, lasso_path, orthogonal_mp
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -386,3 +386,82 @@ def test_on_iid_columns_the_variant_is_the_lasso(chapter, g):
     ours, plain = chapter.lasso_path(found.D[None], y, 20), chapter.lasso_path(X, y, 20)
     back = chapter.map_back(X[0], found, ours.coefs[0, -1])
     assert_close(back, plain.coefs[0, -1], atol=1e-9, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_on_the_nearly_singular_design_of_e1_an_interior_point_solver_predicts_the_same(chapter, g):
+    cp = pytest.importorskip("cvxpy")
+    X = chapter.design("common factor", 1, 120, 300, g)
+    f = chapter.signal(X, chapter.supports(1, 300, 4, g), g)
+    y = f + 0.3 * randn(1, 120, g=g)
+    path = chapter.lasso_path(X, y, 80)
+    errors = (path.coefs[0] @ X[0].T - f).square().mean(1)
+    best = int(errors.argmin())
+    lam, A, v = path.lambdas[0, best].item(), X[0].numpy(), y[0].numpy()
+    assert best < 80 and lam < 1e-3 * path.lambdas[0, 0] and errors[best] < 0.05  # a small λ, and a good Lasso
+    u = cp.Variable(300)
+    problem = cp.Problem(cp.Minimize(cp.sum_squares(v - A @ u) / 240 + lam * cp.norm1(u)))
+    problem.solve(solver="CLARABEL", tol_gap_abs=1e-12, tol_gap_rel=1e-12, tol_feas=1e-12)
+
+    def objective(u: np.ndarray) -> float:
+        return ((v - A @ u) ** 2).sum() / 240 + lam * np.abs(u).sum()
+
+    assert -1e-10 < objective(u.value) - objective(path.coefs[0, best].numpy()) < 1e-5
+    assert ((A @ u.value - f[0].numpy()) ** 2).mean() == pytest.approx(errors[best].item(), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["common factor", "multi-scale", "random walk"])
+def test_optimality_conditions_hold_on_the_designs_as_large_as_in_the_experiments(chapter, name, g):
+    X = chapter.design(name, 3, 120, 300, g)
+    f = chapter.signal(X, chapter.supports(3, 300, 4, g), g)
+    y = f + 0.3 * randn(3, 120, g=g)
+    path = chapter.lasso_path(X, y, 80)
+    slopes = (y[:, None] - path.coefs @ X.mT) @ X / 120 / path.lambdas[..., None]
+    active = path.coefs != 0
+    assert slopes.abs().max() < 1 + 1e-4
+    assert (slopes - path.coefs.sign())[active].abs().max() < 1e-4
+
+
+# rivals
+
+
+def test_omp_is_that_of_scikit_learn(chapter, g):
+    X, _, y, _ = problem(chapter, "random walk", g, B=3)
+    fits = chapter.omp_fits(X, y, most=7)
+    assert fits.shape == (3, 6, N)
+    for x, v, own in zip(X, y, fits, strict=True):
+        for n, fit in zip(range(2, 8), own, strict=True):
+            known = x @ torch.from_numpy(orthogonal_mp(x.numpy(), v.numpy(), n_nonzero_coefs=n))
+            assert_close(fit, known, atol=1e-8, rtol=0)
+
+
+def test_ridge_is_that_of_the_normal_equations_from_the_largest_penalty_to_the_smallest(chapter, g):
+    X, _, y, _ = problem(chapter, "iid", g, B=2)
+    fits = chapter.ridge_fits(torch.linalg.svd(X, full_matrices=False), y)
+    assert fits.shape == (2, 241, N)
+    for x, v, own in zip(X.numpy(), y.numpy(), fits, strict=True):
+        for i in (0, 10, 30):
+            penalty = np.linalg.norm(x, 2) ** 2 * 10 ** (-i / 10)
+            known = x @ np.linalg.solve(x.T @ x + penalty * np.eye(D), x.T @ v)
+            assert_close(own[i], torch.from_numpy(known), atol=1e-10, rtol=0)
+        assert_close(own[-1], torch.from_numpy(v), atol=1e-10, rtol=0)  # D > N: in the end y is copied
+
+
+def test_puffer_makes_the_singular_values_one_and_keeps_the_solutions(chapter, g):
+    X, f, _, T = problem(chapter, "random walk", g, B=2)
+    FX, Ff = chapter.puffer(torch.linalg.svd(X, full_matrices=False), f)
+    assert_close(torch.linalg.svdvals(FX), torch.ones(2, N, dtype=torch.float64))
+    for x, v, t, fx, fv in zip(X, f, T, FX, Ff, strict=True):
+        F = torch.from_numpy(scipy.linalg.inv(scipy.linalg.sqrtm((x @ x.T).numpy()).real))  # U Σ⁻¹ Uᵀ
+        assert_close(fx, F @ x, atol=1e-8, rtol=0)
+        w = torch.zeros(D, dtype=torch.float64)
+        w[t] = torch.linalg.lstsq(x[:, t], v[:, None]).solution[:, 0]
+        assert_close(fx @ w, fv, atol=1e-6 * fv.norm().item(), rtol=0)
+
+
+def test_omp_keeps_its_residual_orthogonal_on_nearly_dependent_columns(chapter, g):
+    X = chapter.normalise(randn(2, N, 1, g=g) + 1e-10 * randn(2, N, D, g=g))
+    y = randn(2, N, g=g)
+    fits = chapter.omp_fits(X, y, most=6)
+    products = fits @ (y[:, None] - fits).mT  # an earlier fit lies in the span that the later residual has left
+    assert products.tril().abs().max() > 1e-3 > 1e-9 > products.triu().abs().max()
