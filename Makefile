@@ -7,13 +7,14 @@ READY := .venv/.ready
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve lab clean
+.PHONY: help book test serve lab archive clean
 
 help:
 	@echo "make book    run the chapters whose record is missing or stale, build the site in _build/html"
 	@echo "make test    everything that proves the book right"
 	@echo "make serve   show the built site at a local address"
 	@echo "make lab     open the chapters in JupyterLab"
+	@echo "make archive one zip file with site and notebooks, for a room without internet"
 	@echo "make clean   remove what was built; make clean ENV=1 removes .venv too"
 
 book: $(READY)
@@ -32,6 +33,9 @@ serve: $(READY)
 
 lab: $(READY)
 	@$(BIN)/jupyter lab chapters
+
+archive: book
+	@$(BIN)/repro archive
 
 clean:
 	rm -rf _build .pytest_cache .ruff_cache .mypy_cache .jupyter_cache $(if $(ENV),.venv)

@@ -67,16 +67,26 @@ def install(root: Path) -> None:
     stamp.write_text(wanted)
 
 
+def package(root: Path, name: str) -> Path:
+    """The folder of an npm package of the lock file, fetched if need be.
+
+    Raises:
+        SiteError: It is not fetched yet and cannot be.
+    """
+    folder = root / "_build" / "npm" / "node_modules" / name
+    if not folder.is_dir():  # only the files of the site are there
+        (root / "_build" / "static" / "mathjax" / ".from-lock").unlink(missing_ok=True)
+    install(root)
+    return folder
+
+
 def for_course(root: Path, folder: Path) -> None:
     """Put reveal.js and MathJax into a folder of course material.
 
     Raises:
         SiteError: They are not fetched yet and cannot be.
     """
-    reveal = root / "_build" / "npm" / "node_modules" / "reveal.js"
-    if not reveal.is_dir():  # only the files of the site are there
-        (root / "_build" / "static" / "mathjax" / ".from-lock").unlink(missing_ok=True)
-    install(root)
+    reveal = package(root, "reveal.js")
     _take(root / "_build" / "static" / "mathjax", folder / "mathjax", MATHJAX)
     _take(reveal, folder / "reveal.js", REVEAL)
     theme = folder / "reveal.js" / "dist" / "theme" / "white.css"  # its fonts are 4 MB, and slides use the system's

@@ -1,4 +1,4 @@
-"""The map of a part: which chapter helps for which, as a picture and as the same in words."""
+"""The maps of the book and of a part: what helps for what, as a picture and as the same in words."""
 
 from __future__ import annotations
 
@@ -104,6 +104,39 @@ def part_map(part: str, chapters: list[ChapterFile], page: str, root: Path) -> s
     links = {s: os.path.relpath(f"chapters/{c.part}/{s}.html", up) for s, c in files.items()}
     claims = {s: (h.record["claims"] if (h := stored(files[s], "quick")).record else []) for s in entries}
     return _picture(entries, links, claims) + _list(entries, everything, links, claims)
+
+
+def book_map(chapters: list[ChapterFile], page: str, root: Path) -> str:
+    """The map of all parts that have chapters as HTML: boxes that lead to the parts' openers, then the same as a list.
+
+    A part comes after those earlier in the book that hold a chapter which helps with one of its own.
+
+    Args:
+        chapters: All chapters of the book.
+        page: Document name of the page that shows the map, for relative links.
+        root: The checkout.
+
+    Raises:
+        RecordError: A record cannot be read or trusted.
+    """
+    listed, up = papers(root), os.path.dirname(page) or "."
+    files = {c.slug: c for c in chapters}
+    entries: dict[str, dict[str, Any]] = {}
+    for part in listed["parts"]:
+        own = [p for p in listed["papers"] if p["part"] == part["id"] and p["slug"] in files]
+        used: dict[str, set[str]] = {}
+        for helper in (h for p in own for h in helpers(p) if h in files):
+            if files[helper].part in entries:
+                used.setdefault(files[helper].part, set()).add(helper)
+        names = {p["slug"]: _name(p["slug"], p) for p in listed["papers"]}
+        after = {there: ", ".join(names[h] for h in sorted(held)) for there, held in used.items()}
+        if own:
+            entries[part["id"]] = {"short": part.get("short", part["title"]), "after": after, "size": len(own)}
+    links = {part: os.path.relpath(f"chapters/{part}/index.html", up) for part in entries}
+    claims: dict[str, list[Any]] = {part: [] for part in entries}
+    for c in chapters:
+        claims[c.part] += h.record["claims"] if (h := stored(c, "quick")).record else []
+    return _picture(entries, links, {part: [] for part in entries}) + _list(entries, entries, links, claims)
 
 
 def _name(slug: str, entry: Mapping[str, Any]) -> str:

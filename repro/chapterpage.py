@@ -3,6 +3,7 @@ read next. Works on the docutils tree of the page; numbers come from the stored 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from docutils import nodes
 from repro.board import NOT_RUN, STALE, badge, counts, inline, stored
 from repro.bookmap import helpers
 from reprolib import notebook
+from reprolib.claims import VERDICTS
 from reprolib.project import SCALES, ChapterFile
 
 WORDS, LINES = 200, 25  # read in a minute: words of prose, lines of code
@@ -105,6 +107,44 @@ def link_claims(doctree: nodes.document, verdicts: Mapping[str, str]) -> None:
         if ids:
             note = nodes.raw("", f'<p class="claim-note">Decides {words}</p>', format="html")
             cell.parent.insert(cell.parent.index(cell) + 1, note)
+
+
+def insert_quiz(doctree: nodes.document, slug: str, claims: list[Mapping[str, Any]]) -> None:
+    """Let readers predict the verdicts below the table of claims, and mark the table of verdicts for the script.
+
+    Args:
+        doctree: The page.
+        slug: The chapter's name.
+        claims: Claims of its stored record.
+    """
+    for cell in list(doctree.findall(nodes.container)):
+        source = "".join(block.astext() for block in cell.findall(nodes.literal_block))
+        if cell.get("nb_element") != "cell_code":
+            continue
+        if "ch.claims_table()" in source:
+            cell.parent.insert(cell.parent.index(cell) + 1, nodes.raw("", quiz(slug, claims), format="html"))
+        elif source.strip() == "ch.verdicts()":
+            cell["classes"].append("verdict-table")
+
+
+def quiz(slug: str, claims: list[Mapping[str, Any]]) -> str:
+    """The predictions to make, as HTML that a script shows and evaluates."""
+    rows = []
+    for claim in claims:
+        choices = "".join(
+            f'<label><input type="radio" name="{escape(claim["id"])}" value="{v}"> {v}</label>' for v in VERDICTS
+        )
+        words = f'<span class="board-id">{escape(claim["id"])}</span> {inline(claim["text"])}'
+        rows.append(f"<fieldset><legend>{words}</legend>{choices}</fieldset>")
+    answers = escape(json.dumps({claim["id"]: claim["verdict"] for claim in claims}))
+    return (
+        f'<details class="verdict-quiz" data-chapter="{escape(slug)}" data-verdicts="{answers}" hidden>'
+        "<summary>Predict the verdicts before you read on</summary>"
+        "<p>Which claims will hold at quick scale? As soon as you predict one, the verdicts on this page hide; the "
+        "table under Verdicts opens when you ask for it and says where you were right.</p>"
+        f'<form>{"".join(rows)}<p role="status"></p>'
+        '<button type="reset">Forget my predictions</button></form></details>'
+    )
 
 
 def _ancestors(node: nodes.Node) -> Iterator[nodes.Node]:

@@ -1,4 +1,4 @@
-"""The ``repro`` command: list, run, train, check, lint, report, doctor, new; book and serve for the site."""
+"""The ``repro`` command: list, run, train, check, lint, report, doctor, new; book, archive and serve for the site."""
 
 from __future__ import annotations
 
@@ -111,6 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("new", _new, "Scaffold a chapter from its entry in book/papers.yml.")
     sub.add_argument("slug", metavar="SLUG")
     add("book", _book, "Run the chapters whose record is missing or stale, then build the site.")
+    sub = add("archive", _archive, "One zip file with site, notebooks and all else, for a room without internet.")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="a new file (default: one in _build, replaced)")
     sub = add("serve", _serve, "Show the built site at a local address.")
     sub.add_argument("--port", type=int, default=8000)
     return parser
@@ -341,6 +343,12 @@ def _book(_: Args) -> int:
 
 def _shown(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _archive(args: Args) -> int:
+    from repro import archive
+
+    return archive.main(args.out)
 
 
 def _serve(args: Args) -> int:

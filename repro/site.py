@@ -69,6 +69,7 @@ def _build(root: Path, strict: bool) -> Path:
     assets.install(root)
     _sphinx(root, strict)
     _trim_icons(work / "html")
+    _name_controls(work / "html")
     stamp.write_text(json.dumps(inputs))
     print(f"The site was built in {time.monotonic() - started:.0f} s: {index}")
     return index
@@ -170,6 +171,26 @@ def _sphinx(root: Path, strict: bool) -> None:
     shown = [line.replace(f"{root}/", "") for line in warnings[:10]] or said.strip().splitlines()[-10:]
     more = f"\n... and {len(warnings) - 10} more" if len(warnings) > 10 else ""
     raise SiteError("The site has warnings:\n" + "\n".join(shown) + more + f"\nAll of it: {log}")
+
+
+# What a screen reader would hear must hold what is seen: names that the theme gives beside its visible words go.
+MISNAMED = (
+    (r'(<summary) aria-label="Toggle hidden content"', r"\1"),
+    (r'(<button class="btn search-button-field[^>]*?) title="Search" aria-label="Search"', r"\1"),
+    (r'(<i class="theme-switch [^>]*?)\s+title="[^"]*"', r"\1"),
+    (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
+    (r'(<div class="citation"[^>]*?) role="doc-biblioentry"', r"\1"),
+)
+
+
+def _name_controls(html: Path) -> None:
+    """Take wrong names and roles off the theme's controls in all pages."""
+    for path in html.rglob("*.html"):
+        before = text = path.read_text(encoding="utf-8")
+        for pattern, better in MISNAMED:
+            text = re.sub(pattern, better, text)
+        if text != before:
+            path.write_text(text, encoding="utf-8")
 
 
 def _trim_icons(html: Path) -> None:

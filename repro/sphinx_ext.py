@@ -169,17 +169,18 @@ class Verdicts(SphinxDirective):
 
 
 class PartMap(SphinxDirective):
-    """``{map} part``: which chapter of a part helps for which, as a picture and a list."""
+    """``{map} part``: which chapter of a part helps for which, as picture and list; ``{map}``: the same of parts."""
 
-    required_arguments = 1
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         root = Path(self.env.srcdir)
         self.env.note_dependency(str(root / "book" / "papers.yml"))
         try:
-            files = chapters(root)
-            _depend(self.env, [c for c in files if c.part == self.arguments[0]], self.env.docname)
-            html = bookmap.part_map(self.arguments[0], files, self.env.docname, root)
+            files, page = chapters(root), self.env.docname
+            part = self.arguments[0] if self.arguments else None
+            _depend(self.env, [c for c in files if part in (None, c.part)], page)
+            html = bookmap.part_map(part, files, page, root) if part else bookmap.book_map(files, page, root)
         except ReproError as error:
             raise self.error(str(error)) from error
         return [nodes.raw("", html, format="html")]
@@ -229,6 +230,7 @@ def _finish_chapter(app: Sphinx, doctree: nodes.document, chapter: ChapterFile) 
     app.env.dependencies[page].add(str(root / "book" / "papers.yml"))
     top = next(iter(doctree.findall(nodes.section)))
     if record := board.stored(chapter, "quick").record:
+        chapterpage.insert_quiz(doctree, chapter.slug, record["claims"])
         chapterpage.link_claims(doctree, {c["id"]: c["verdict"] for c in record["claims"]})
     chapterpage.head(top, chapterpage.card(chapter, page))
     entries = {p["slug"]: p for p in papers(root)["papers"]}

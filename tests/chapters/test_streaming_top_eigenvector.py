@@ -288,7 +288,7 @@ def test_price_and_xun_take_the_smallest_step_that_grew_enough(chapter):
 @pytest.mark.parametrize("k", [2, 5, 12, 30])
 def test_frequent_directions_is_the_textbook_sketch_and_keeps_its_bound(chapter, g, k):
     A = rows_of(g, 157, 20, 30.0)
-    fd = chapter.FrequentDirections(k, 20, A)
+    fd = chapter.FrequentDirections(k, 20)
     for piece in A.split(13):
         fd.feed(piece)
     S, filled = np.zeros((k, 20)), 0
@@ -300,8 +300,9 @@ def test_frequent_directions_is_the_textbook_sketch_and_keeps_its_bound(chapter,
             shrunk = np.sqrt(np.maximum(s**2 - s[k // 2] ** 2, 0))
             S, filled = np.zeros((k, 20)), k // 2
             S[: min(k, 20)] = shrunk[: min(k, 20), None] * Vh
-    assert_close(fd.S.T @ fd.S, torch.from_numpy(S.T @ S), rtol=0, atol=1e-9)
-    lost = torch.linalg.eigvalsh(A.T @ A - fd.S.T @ fd.S)
+    sketch = torch.from_numpy(fd.S.T @ fd.S)
+    assert_close(sketch, torch.from_numpy(S.T @ S), rtol=0, atol=1e-9)
+    lost = torch.linalg.eigvalsh(A.T @ A - sketch)
     assert lost[0] > -1e-8 and lost[-1] <= A.square().sum() / (k // 2 + 1) + 1e-8
 
 
@@ -345,7 +346,7 @@ def test_sorting_decreasingly_breaks_block_power_and_not_oja(chapter, g):
     assert chapter.error(oja.V[0], v) < 0.05
 
 
-def test_peers_agree_on_the_truth_and_need_more_memory(chapter, g):
+def test_incremental_pca_and_sparse_svd_agree_with_one_pass(chapter, g):
     decomposition = pytest.importorskip("sklearn.decomposition")
     A, start = rows_of(g, 4000, 16, 12.0), rows_of(g, 16, 1)
     A = torch.cat([A, -A])  # mean zero, for IncrementalPCA centres

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from repro import site
 from reprolib import project
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+DESK = {"width": 1280, "height": 900}
+Open = Callable[..., Page]
 NO_CHROMIUM = (
     "These tests look at the site in Chromium, and there is none. Install it (Debian and Ubuntu: apt-get install "
     "chromium) or set CHROMIUM to the path of a Chromium or Chrome."
@@ -57,3 +60,36 @@ def browser() -> Iterator[Browser]:
         running = driver.chromium.launch(executable_path=program, args=FLAGS)
         yield running
         running.close()
+
+
+def _own(url: str, address: str) -> bool:
+    return url.startswith((address, "data:", "blob:"))
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str) -> Iterator[Open]:
+    """Opens a page of the site in a browser of its own; problems it meets are listed in ``page.problems``.
+
+    Without a theme the browser is that of a reader who comes for the first time.
+    """
+    contexts = []
+
+    def visit(
+        path: str = "", theme: str | None = "light", viewport: dict[str, int] = DESK, scripts: bool = True
+    ) -> Page:
+        context = browser.new_context(viewport=viewport, java_script_enabled=scripts)
+        contexts.append(context)
+        if theme:
+            context.add_init_script(f"for (const key of ['mode', 'theme']) localStorage.setItem(key, '{theme}')")
+        page = context.new_page()
+        problems = page.problems = []
+        page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("request", lambda r: _own(r.url, address) or problems.append(f"request to another host: {r.url}"))
+        page.on("response", lambda r: problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
+        page.goto(urljoin(address, path), wait_until="load")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()

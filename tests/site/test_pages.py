@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import expect
 
 from reprolib import project, records
 
-DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PHONE = {"width": 390, "height": 844}
 THEMES = ("light", "dark")
 CONTRAST = """(element) => {
     const light = (color) => {
@@ -29,39 +28,10 @@ CONTRAST = """(element) => {
     return (high + 0.05) / (low + 0.05);
 }"""
 
-Open = Callable[..., Page]
-
-
-@pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Open]:
-    """Opens a page of the site in a browser of its own; problems it meets are listed in ``page.problems``."""
-    contexts = []
-
-    def visit(path: str = "", theme: str = "light", viewport: dict[str, int] = DESK, scripts: bool = True) -> Page:
-        context = browser.new_context(viewport=viewport, java_script_enabled=scripts)
-        contexts.append(context)
-        context.add_init_script(f"for (const key of ['mode', 'theme']) localStorage.setItem(key, '{theme}')")
-        page = context.new_page()
-        problems = page.problems = []
-        page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-        page.on("request", lambda r: _own(r.url, address) or problems.append(f"request to another host: {r.url}"))
-        page.on("response", lambda r: problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
-        page.goto(urljoin(address, path), wait_until="load")
-        return page
-
-    yield visit
-    for context in contexts:
-        context.close()
-
 
 def claims_of(page: str) -> list[str]:
     """Ids of the claims in the quick record of a chapter, named by its page or slug."""
     return [c["id"] for c in records.read(project.find(Path(page).stem).record("quick"))["claims"]]
-
-
-def _own(url: str, address: str) -> bool:
-    return url.startswith((address, "data:", "blob:"))
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +60,28 @@ def test_every_page_loads_without_error_or_request_to_another_host(visit, pages)
         found += [f"{path}: {problem}" for problem in page.problems]
         page.problems.clear()
     assert found == []
+
+
+def test_a_reader_who_comes_for_the_first_time_meets_no_error(visit):
+    assert visit("book/welcome.html", theme=None).problems == []
+
+
+def test_pages_weigh_little_and_show_their_first_content_within_a_second(visit, html, pages, chapter_pages):
+    """What a page asks for when it opens, as files on the disk; a server that compresses sends a third of it."""
+    page = visit("search.html")
+    weights = {}
+    for path in pages:
+        asked: list[str] = []
+        page.on("request", lambda r, asked=asked: asked.append(unquote(urlsplit(r.url).path).lstrip("/")))
+        page.goto(urljoin(page.url, f"/{path}"), wait_until="load")
+        weights[path] = sum((html / name).stat().st_size for name in set(asked) if (html / name).is_file()) / 1e6
+    order = sorted(weights, key=weights.get)
+    median, largest = weights[order[len(order) // 2]], order[-1]
+    print(f"{len(order)} pages: median {median:.1f} MB, largest {weights[largest]:.1f} MB ({largest})")
+    assert median < 4 and weights[largest] < 6
+    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    for path in ("book/welcome.html", "book/verdicts.html", chapter_pages[0]):
+        assert min(visit(path).evaluate(paint) for _ in range(3)) < 1000, path
 
 
 @pytest.mark.parametrize("width", [390, 768])
@@ -288,6 +280,67 @@ def test_each_claim_leads_to_the_section_that_decides_it_and_back(visit, parsed,
     expect(note).to_contain_text("Decides")
     note.locator(f"a[href='#row-{id}']").click()
     expect(page.locator(f"#row-{id}").first).to_be_in_viewport()
+
+
+def test_verdicts_can_be_predicted_and_the_table_opens_after(visit, html, chapter_pages):
+    path = chapter_pages[0]
+    verdicts = {c["id"]: c["verdict"] for c in records.read(project.find(Path(path).stem).record("quick"))["claims"]}
+    page = visit(path)
+    table, gate, quiz = (page.locator(f".verdict-{name}") for name in ("table", "gate", "quiz"))
+    expect(table).to_be_visible()  # nothing is in the way of a reader who does not play
+    expect(gate).to_be_hidden()
+    quiz.locator("summary").click()
+    expect(quiz.locator("fieldset")).to_have_count(len(verdicts))
+    (right, wrong), others = list(verdicts)[:2], {"reproduced": "inconclusive"}
+    guesses = {right: verdicts[right], wrong: others.get(verdicts[wrong], "reproduced")}
+    for id, verdict in guesses.items():
+        quiz.locator(f"input[name='{id}'][value='{verdict}']").check()
+    expect(table).to_be_hidden()
+    assert page.locator(".claim-note .verdict:visible, .chapter-card .verdict:visible").count() == 0
+    expect(gate).to_contain_text(f"2 of {len(verdicts)} verdicts predicted")
+    page.reload()  # predictions outlast the page
+    expect(table).to_be_hidden()
+    assert quiz.locator("input:checked").count() == 2
+    gate.get_by_role("button", name="Open the verdict table").click()
+    expect(table).to_be_visible()
+    expect(gate).to_contain_text("right about 1 of the 2")
+    rows = table.locator("tbody tr")
+    expect(rows.filter(has_text="as you said")).to_have_count(1)
+    expect(rows.filter(has_text=f"you said {guesses[wrong]}")).to_have_count(1)
+    quiz.get_by_role("button", name="Forget").click()
+    assert quiz.locator("input:checked").count() == 0
+    expect(table).to_be_visible()
+    expect(gate).to_be_hidden()
+    assert page.problems == []
+
+
+def test_each_chapter_has_a_quiz_and_without_scripts_its_table_alone(visit, chapter_pages):
+    for path in chapter_pages:
+        page = visit(path, scripts=False)
+        assert page.locator(".verdict-quiz fieldset").count() == len(claims_of(path)), path
+        expect(page.locator(".verdict-quiz")).to_be_hidden()
+        expect(page.locator(".verdict-table table")).to_be_visible()
+
+
+def test_the_map_of_the_book_shows_every_part_and_chapter(html, parsed):
+    links = parsed["book/map.html"].links
+    for chapter in project.chapters():
+        assert links.count(f"../chapters/{chapter.part}/{chapter.slug}.html") >= 2, chapter.slug  # picture and words
+        assert links.count(f"../chapters/{chapter.part}/index.html") >= 2
+
+
+@pytest.mark.parametrize(
+    ("query", "slug"), [("K-FAC", "ekfac-influence"), ("inverted hinge", "loku"), ("SRHT", "linf")]
+)
+def test_search_finds_methods_by_their_names(visit, query, slug):
+    page = visit(f"search.html?q={query}")
+    expect(page.locator(f"#search-results li a[href*='{slug}']").first).to_be_visible(timeout=10_000)
+
+
+@pytest.mark.parametrize("symbol", ["Σ", "λ", "τ"])
+def test_search_finds_symbols(visit, symbol):
+    page = visit(f"search.html?q={symbol}")
+    expect(page.locator("#search-results li a[href*='chapters/']").first).to_be_visible(timeout=10_000)
 
 
 def test_the_verdict_table_leads_to_the_experiments(html, parsed):

@@ -55,6 +55,18 @@ def test_the_picture_and_the_list_hold_every_chapter_of_the_part():
     assert words.count("after <a") == sum(len(bookmap.helpers(entry)) for entry in part.values())
 
 
+def test_the_map_of_the_book_joins_parts_and_names_the_chapters_that_help():
+    root = project.root()
+    picture, words = bookmap.book_map(project.chapters(root), "book/map", root).split("</svg></div>")
+    for part in {c.part for c in project.chapters(root)}:
+        assert f'<a href="../chapters/{part}/index.html" tabindex="-1">' in picture
+        assert f'<li><a href="../chapters/{part}/index.html">' in words
+    listed = {p["slug"]: p for p in project.papers(root)["papers"]}
+    across = {(listed[h]["part"], p["part"]) for p in listed.values() for h in bookmap.helpers(p)}
+    assert picture.count('class="map-edge"') == len({(a, b) for a, b in across if a != b})
+    assert ("reproduced" in words) and ("inconclusive" in words)
+
+
 def test_the_picture_holds_one_square_for_each_claim_drawn_as_its_verdict():
     claims = [{"id": "c1", "verdict": "reproduced"}, {"id": "c2", "verdict": "not reproduced"}]
     picture = bookmap._picture({"a": {"short": "An <A>"}}, {"a": "a.html"}, {"a": claims})
