@@ -152,6 +152,15 @@ def test_one_chunk_is_one_power_step(chapter, g):
     assert out.lam == pytest.approx((A @ unit).square().sum().item(), rel=1e-12)
 
 
+def test_a_chunk_without_light_rows_changes_neither_direction_nor_energy(chapter, g):
+    A, start = rows_of(g, 300, 8), rows_of(g, 8, 1)
+    before = chapter.finish(run(chapter, A[:225], start, t=3, cap=0))
+    A[225:] = 0
+    out = chapter.finish(run(chapter, A, start, t=4, cap=0))
+    assert away(out.light, before.light) < 1e-12
+    assert out.lam == pytest.approx(before.lam * 4 / 3, rel=1e-12) and out.lam > 0
+
+
 def test_many_copies_of_one_chunk_are_the_power_method(chapter, g):
     block, start = rows_of(g, 60, 10, 9.0), rows_of(g, 10, 1)
     A = block.repeat(30, 1)
