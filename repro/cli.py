@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the draw")
     datacli.options(add("data", datacli.main, "Data sets: what there is and where, downloads, checks."))
     coursecli.options(add("course", coursecli.main, "Material for a course: copies, slides, handouts, assignments."))
+    add("colab", _colab, "Renew the cell that fetches the book where a notebook is opened alone in Colab.")
     add("doctor", _doctor, "What this machine can run.")
     sub = add("new", _new, "Scaffold a chapter from its entry in book/papers.yml.")
     sub.add_argument("slug", metavar="SLUG")
@@ -308,6 +309,12 @@ def _report(args: Args) -> int:
     else:
         print(report.as_markdown(chapters), end="")
     return 0
+
+
+def _colab(_: Args) -> int:
+    from repro import colab
+
+    return colab.main(project.root())
 
 
 def _doctor(_: Args) -> int:

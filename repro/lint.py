@@ -7,6 +7,7 @@ Undefined names and star imports are left to ruff.
 
 import ast
 import builtins
+import contextlib
 import re
 import symtable
 import sys
@@ -15,10 +16,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from repro import lesson
+from repro import colab, lesson
 from repro.bookmap import LETTERS, name_fits, tangles
 from repro.chapterfile import Call, Cell, Chapter, Papers, bound, text, used
-from reprolib import project
+from reprolib import notebook, project
 
 SECTIONS = ["In one minute", "Claims", "The idea", "Notation", "The method", "Check"]
 SECTIONS += ["Experiments", "Explore", "Verdicts", "Exercises", "References"]
@@ -101,7 +102,20 @@ def lint_all(root: Path) -> list[Problem]:
     problems += [Problem(root / "book" / "papers.yml", None, None, "papers", s) for s in [*said, *tangles(entries)]]
     pages = [page.path for page in project.notebooks(root) if page.path not in paths]
     problems += [problem for path in paths for problem in lint(path, keys, entries)]
+    problems += _without_colab(root, [*paths, *(page.path for page in project.notebooks(root))])
     return problems + [problem for path in pages for problem in lint(path, page=True)]
+
+
+def _without_colab(root: Path, paths: list[Path]) -> list[Problem]:
+    """Notebooks whose first code cell does not fetch the book in Colab; none where _config.yml is missing."""
+    if not (root / "_config.yml").is_file():
+        return []
+    wanted, message = colab.cell(root), "The first code cell must be the one for Colab; put it there: repro colab."
+    found = []
+    for path in dict.fromkeys(paths):
+        with contextlib.suppress(project.ReproError):  # an unreadable notebook is a problem of its own
+            found += [] if colab.fits(notebook.read(path), wanted) else [Problem(path, None, None, "colab", message)]
+    return found
 
 
 def bib_keys(path: Path) -> set[str]:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from repro import lesson, lint
+from repro import colab, lesson, lint
 from reprolib import project, records
 from reprolib.project import ReproError
 
@@ -38,7 +38,7 @@ def new_chapter(root: Path, slug: str) -> Path:
     for file in (path, test):
         if file.exists():
             raise ReproError(f"{file.relative_to(root)} exists already; nothing was written.")
-    for file, text in ((path, notebook(entry)), (test, TEST.replace("SLUG", slug))):
+    for file, text in ((path, notebook(entry, root)), (test, TEST.replace("SLUG", slug))):
         file.parent.mkdir(parents=True, exist_ok=True)
         records.write_atomic(file, text)
     print(f"Wrote {path.relative_to(root)} and {test.relative_to(root)}. What remains:")
@@ -62,7 +62,7 @@ def _remaining(root: Path, entry: dict[str, Any]) -> list[str]:
     return steps
 
 
-def notebook(entry: dict[str, Any]) -> str:
+def notebook(entry: dict[str, Any], root: Path) -> str:
     """The scaffold as the text of an .ipynb file (nbformat 4.5), from templates/chapter.py.txt."""
     text = (Path(__file__).parent / "templates" / "chapter.py.txt").read_text("utf-8")
     for name, value in {"SLUG": entry["slug"], "TITLE": entry["title"], "LINKS": _links(entry)}.items():
@@ -70,6 +70,8 @@ def notebook(entry: dict[str, Any]) -> str:
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "lesson": lesson.blank()}
     content = {"cells": _cells(text), "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    if (root / "_config.yml").is_file():
+        content = colab.renewed(content, colab.cell(root))
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 

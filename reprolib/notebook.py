@@ -13,6 +13,7 @@ from typing import Any
 from reprolib.project import ReproError
 
 Notebook = dict[str, Any]
+COLAB = "colab"  # tag of the cell that fetches the book in Colab
 
 
 class NotebookError(ReproError):
@@ -57,8 +58,12 @@ def code_cells(nb: Notebook) -> list[tuple[int, str, list[str]]]:
 
 
 def code_hash(nb: Notebook) -> str:
-    """SHA-256 over the code of a notebook, cell by cell; prose, outputs and metadata do not count."""
-    lines = ("\n".join(line.rstrip() for line in text.strip().splitlines()) for _, text, _ in code_cells(nb))
+    """SHA-256 over the code of a notebook, cell by cell.
+
+    Prose, outputs and metadata do not count, nor does the cell for Colab, which names the repository.
+    """
+    texts = [text for _, text, found in code_cells(nb) if COLAB not in found]
+    lines = ("\n".join(line.rstrip() for line in text.strip().splitlines()) for text in texts)
     return hashlib.sha256("\n\x1e\n".join(lines).encode()).hexdigest()
 
 
