@@ -36,8 +36,9 @@ def cell(root: Path) -> dict[str, Any]:
         text = CELL.format(url=about["url"], branch=about["branch"])
     except (OSError, KeyError, TypeError):
         raise ReproError("_config.yml must name the repository, with url and branch, for notebooks in Colab.") from None
-    made = {"cell_type": "code", "execution_count": None, "id": COLAB, "metadata": {"tags": [COLAB, "remove-cell"]}}
-    return {**made, "outputs": [], "source": text.splitlines(keepends=True)}
+    metadata = {"jupyter": {"source_hidden": True}, "tags": [COLAB, "remove-cell"]}
+    made = {"cell_type": "code", "execution_count": None, "id": COLAB, "metadata": metadata, "outputs": []}
+    return {**made, "source": text.splitlines(keepends=True)}
 
 
 def fits(nb: Notebook, wanted: dict[str, Any]) -> bool:
