@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 from pathlib import Path
 
 from docutils import nodes
@@ -60,6 +62,29 @@ def test_a_claim_in_a_table_leads_to_its_section_and_the_deciding_cell_back():
     assert '<a href="#row-c1">c1</a>' in note
     assert "not reproduced</span>" in note
     assert "other" not in note
+
+
+def test_the_quiz_stands_below_the_claims_and_the_table_of_verdicts_is_marked():
+    claims = [
+        {"id": "c1", "text": "<b> & $x<y$", "verdict": "not reproduced"},
+        {"id": "c2", "text": "B", "verdict": "reproduced"},
+    ]
+    document, section = new_document("page"), nodes.section()
+    cells = {}
+    for source in ("x = 1\nch.claims_table()", "ch.verdicts()", "say('ch.verdicts()')"):
+        cells[source] = nodes.container("", nodes.literal_block("", source), nb_element="cell_code")
+        section += cells[source]
+    document += section
+    chapterpage.insert_quiz(document, "a-b", claims)
+    first, quiz, table, other = section.children
+    assert first is cells["x = 1\nch.claims_table()"]
+    assert quiz.astext().count("<fieldset>") == 2
+    assert quiz.astext().count('type="radio"') == 6
+    assert "&lt;b&gt; &amp; " in quiz.astext() and "<b>" not in quiz.astext()
+    answers = re.search(r'data-verdicts="([^"]*)"', quiz.astext())[1]
+    assert json.loads(unescape(answers)) == {"c1": "not reproduced", "c2": "reproduced"}
+    assert table["classes"] == ["verdict-table"]
+    assert other["classes"] == []
 
 
 def test_the_card_takes_the_citation_in_and_stands_below_the_title():
