@@ -147,6 +147,33 @@ def quiz(slug: str, claims: list[Mapping[str, Any]]) -> str:
     )
 
 
+NUMBER = r"[≈<>≤≥±~]?\s*[-+−]?\d[\d,.]*(\s*(e[-+−]?\d+|[×·]\s*10[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+))?"
+NUMERIC = re.compile(rf"{NUMBER}\s*(%|[a-zµ]{{1,3}}|MB|GB|times)?(\s*\[{NUMBER},\s*{NUMBER}\])?|[–—-]?")
+
+
+def align_numbers(doctree: nodes.document) -> None:
+    """Right-align the columns of tables that hold numbers alone, so that their digits stand below each other."""
+    for table in doctree.findall(nodes.table):
+        body = [
+            list(row.findall(nodes.entry)) for part in table.findall(nodes.tbody) for row in part.findall(nodes.row)
+        ]
+        if not body or len({len(row) for row in body}) > 1:
+            continue
+        head = [
+            list(row.findall(nodes.entry)) for part in table.findall(nodes.thead) for row in part.findall(nodes.row)
+        ]
+        for column in zip(*body, strict=True):
+            words = [entry.astext().strip() for entry in column]
+            if (
+                any(words)
+                and any(w[-1:].isdigit() or w[:1] == "≈" for w in words)
+                and all(map(NUMERIC.fullmatch, words))
+            ):
+                at = body[0].index(column[0])
+                for entry in [*column, *(row[at] for row in head if at < len(row))]:
+                    entry["classes"] = [c for c in entry["classes"] if not c.startswith("text-")] + ["text-right"]
+
+
 def _ancestors(node: nodes.Node) -> Iterator[nodes.Node]:
     while node.parent is not None:
         node = node.parent

@@ -37,7 +37,13 @@ def cell(root: Path) -> dict[str, Any]:
     except (OSError, KeyError, TypeError):
         raise ReproError("_config.yml must name the repository, with url and branch, for notebooks in Colab.") from None
     metadata = {"jupyter": {"source_hidden": True}, "tags": [COLAB, "remove-cell"]}
-    made = {"cell_type": "code", "execution_count": None, "id": COLAB, "metadata": metadata, "outputs": []}
+    made: dict[str, Any] = {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": COLAB,
+        "metadata": metadata,
+        "outputs": [],
+    }
     return {**made, "source": text.splitlines(keepends=True)}
 
 

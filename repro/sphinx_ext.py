@@ -219,6 +219,7 @@ def finish_page(app: Sphinx, doctree: nodes.document) -> None:
             _finish_chapter(app, doctree, ChapterFile(notebook.stem, notebook.parent.name, notebook))
         except ReproError as error:
             logger.warning(str(error), location=page, type="reprolib", subtype="record")
+    chapterpage.align_numbers(doctree)
     if any('class="math' in raw.astext() for raw in doctree.findall(nodes.raw)):
         app.env.get_domain("math").data["has_equations"][page] = True
 

@@ -112,3 +112,28 @@ def test_read_next_lists_what_builds_on_a_chapter_and_what_it_builds_on():
 def test_the_order_of_the_book_is_that_of_its_table_of_contents_without_openers():
     toc = "- file: chapters/a/index\n- file: chapters/a/two\n- file: book/run\n  - file: chapters/b/one\n"
     assert chapterpage.book_order(toc) == ["two", "one"]
+
+
+def _table(*rows: tuple[str, ...]) -> nodes.document:
+    made = [
+        nodes.row("", *(nodes.entry("", nodes.paragraph("", word), classes=["text-left"]) for word in r)) for r in rows
+    ]
+    group = nodes.tgroup("", nodes.thead("", made[0]), nodes.tbody("", *made[1:]))
+    document = new_document("page")
+    document += nodes.table("", group)
+    return document
+
+
+def test_columns_of_numbers_are_aligned_at_their_right_and_others_left_alone():
+    document = _table(
+        ("rank", "error", "who", "interval", "formula"),
+        ("1", "≈0.87", "K-FAC 2", "≈+0.02 [≈−0.01, ≈0.03]", "2x"),
+        ("10", "–", "3", "≈0.5 [≈0.25, ≈0.75]", "x^2"),
+    )
+    chapterpage.align_numbers(document)
+    for row in document.findall(nodes.row):
+        sides = [entry["classes"] for entry in row.findall(nodes.entry)]
+        assert sides == [["text-right"], ["text-right"], ["text-left"], ["text-right"], ["text-left"]]
+    words = _table(("a", "b"), ("", "–"), ("", "x"))
+    chapterpage.align_numbers(words)
+    assert all(entry["classes"] == ["text-left"] for entry in words.findall(nodes.entry))
