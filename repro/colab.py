@@ -17,7 +17,8 @@ if "google.colab" in sys.modules:  # Colab opens the notebook alone: fetch the b
     import os
 
     if not os.path.isdir("book"):
-        os.system("git clone -q --depth 1 --branch {branch} {url} book && pip install -q ./book")
+        os.system("git clone -q --depth 1 --branch {branch} {url} book")
+        os.system("pip install -q ./book")
     os.chdir("book")"""
 
 
@@ -55,10 +56,12 @@ def fits(nb: Notebook, wanted: dict[str, Any]) -> bool:
 
 
 def renewed(nb: Notebook, wanted: dict[str, Any]) -> Notebook:
-    """A copy of a notebook with the cell before its other code, in place of older ones."""
+    """A copy of a notebook with the cell before its other code, in place of an older one, whose number it keeps."""
     others = [c for c in nb["cells"] if COLAB not in tags(c)]
+    older = next((c for c in nb["cells"] if COLAB in tags(c)), wanted)
     first = next((k for k, c in enumerate(others) if c["cell_type"] == "code"), len(others))
-    return {**nb, "cells": [*others[:first], wanted, *others[first:]]}
+    new = wanted | {"execution_count": older["execution_count"]}
+    return {**nb, "cells": [*others[:first], new, *others[first:]]}
 
 
 def main(root: Path) -> int:
@@ -69,5 +72,5 @@ def main(root: Path) -> int:
         if not fits(nb, wanted):
             records.write_atomic(file.path, json.dumps(renewed(nb, wanted), indent=1, ensure_ascii=False) + "\n")
             changed += 1
-    print(f"{changed} notebooks changed. Run them again, since their cells are numbered: repro run SLUG ...")
+    print(f"{changed} notebooks changed. Where the cell is new, the others need new numbers: repro run SLUG ...")
     return 0

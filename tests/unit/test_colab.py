@@ -43,6 +43,9 @@ def test_it_stands_before_all_other_code_once_and_replaces_an_older_one(root):
     assert colab.fits(made, wanted)
     older = book(code("x = 1"), code("import old", "colab"))
     assert not colab.fits(older, wanted)
+    older["cells"][2]["execution_count"] = 1
+    assert colab.renewed(older, wanted)["cells"][1]["execution_count"] == 1
+    older["cells"][2]["execution_count"] = None
     assert colab.renewed(older, wanted)["cells"] == colab.renewed(book(code("x = 1")), wanted)["cells"]
     late = book(code("x = 1"), wanted)
     assert not colab.fits(late, wanted)
