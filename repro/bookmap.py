@@ -131,7 +131,11 @@ def book_map(chapters: list[ChapterFile], page: str, root: Path) -> str:
         names = {p["slug"]: _name(p["slug"], p) for p in listed["papers"]}
         after = {there: ", ".join(names[h] for h in sorted(held)) for there, held in used.items()}
         if own:
-            entries[part["id"]] = {"short": part.get("short", part["title"]), "after": after, "size": len(own)}
+            entries[part["id"]] = {
+                "short": part.get("short", part["title"]),
+                "after": after,
+                "note": f"{len(own)} chapters",
+            }
     links = {part: os.path.relpath(f"chapters/{part}/index.html", up) for part in entries}
     claims: dict[str, list[Any]] = {part: [] for part in entries}
     for c in chapters:
@@ -154,11 +158,12 @@ def _picture(entries: Mapping[str, Any], links: Mapping[str, str], claims: Mappi
     }
     height = len(layers) * (HEIGHT + DROP) - DROP + 2 * GAP
     edges = "".join(_edge(corner[helper], corner[slug]) for helper, slug in lines(entries))
-    boxes = "".join(_box(_name(s, entries[s]), links[s], claims[s], *corner[s]) for s in corner)
+    boxes = "".join(_box(entries[s], _name(s, entries[s]), links[s], claims[s], *corner[s]) for s in corner)
     return (
         '<div class="board-scroll" tabindex="0" role="region" aria-label="Map of the part, listed below in words">'
         f'<svg class="part-map" aria-hidden="true" focusable="false" '
-        f'viewBox="0 0 {width:.0f} {height}" style="min-width:{0.8 * width:.0f}px">{edges}{boxes}</svg></div>'
+        f'viewBox="0 0 {width:.0f} {height}" style="min-width:{0.8 * width:.0f}px;max-width:{1.1 * width:.0f}px">'
+        f"{edges}{boxes}</svg></div>"
     )
 
 
@@ -185,15 +190,20 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> str:
     )
 
 
-def _box(name: str, link: str, claims: list[Any], x: float, y: float) -> str:
-    """A chapter: its short name over one square for each claim, ordered by verdict."""
+def _box(entry: Mapping[str, Any], name: str, link: str, claims: list[Any], x: float, y: float) -> str:
+    """A chapter or part: its short name over a note, if it has one, or a square a claim, ordered by verdict."""
     lines = textwrap.wrap(name, LETTERS)
     words = "".join(f'<tspan x="{x + 8:.0f}" dy="{16 if j else 0}">{escape(t)}</tspan>' for j, t in enumerate(lines))
     order = sorted(claims, key=lambda c: VERDICTS.index(c["verdict"]))
+    note = (
+        f'<text class="map-note" x="{x + 8:.0f}" y="{y + 60:.0f}">{escape(entry["note"])}</text>'
+        if "note" in entry
+        else ""
+    )
     marks = "".join(_mark(c, x + 8 + 9.8 * (j % PER_LINE), y + 48 + 11 * (j // PER_LINE)) for j, c in enumerate(order))
     return (
         f'<a href="{escape(link)}" tabindex="-1"><rect class="map-box" x="{x:.0f}" y="{y:.0f}" '
-        f'width="{WIDTH}" height="{HEIGHT}" rx="6"/><text y="{y + 20:.0f}">{words}</text>{marks}</a>'
+        f'width="{WIDTH}" height="{HEIGHT}" rx="6"/><text y="{y + 20:.0f}">{words}</text>{note}{marks}</a>'
     )
 
 

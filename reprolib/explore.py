@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reprolib.plot import DPI, png, require_words
+from reprolib.plot import png, require_words, shown_size
 from reprolib.show import display, ipython
 
 
@@ -29,12 +29,11 @@ def slider(frames: Sequence[Any], labels: Sequence[str], *, name: str, caption: 
         raise ValueError(
             f"slider needs two frames or more, each with its own label; got {len(frames)} and {len(labels)}."
         )
-    size = next((tuple(round(i * DPI) for i in f.get_size_inches()) for f in frames if not isinstance(f, bytes)), None)
     pictures = [f if isinstance(f, bytes) else png(f, scale=1.3) for f in frames]
+    width, height = shown_size(pictures[0])
     start = len(frames) // 2
     words = {"kind": "slider", "name": name, "caption": caption, "alt": alt, "labels": list(labels), "start": start}
-    if size:
-        words |= {"width": size[0], "height": size[1]}
+    words |= {"width": width, "height": height}
     text = f"Slider: {name}, {len(frames)} frames. {caption}"
     try:
         if ipython() is None:
@@ -43,8 +42,8 @@ def slider(frames: Sequence[Any], labels: Sequence[str], *, name: str, caption: 
     except ImportError:
         display({"image/png": pictures[start], "text/plain": text}, {"reprolib": {**words, "kind": "figure"}})
         return
-    width = {"width": f"{size[0]}"} if size else {}
-    stack = widgets.Stack([widgets.Image(value=p, format="png", **width) for p in pictures], selected_index=start)
+    images = [widgets.Image(value=p, format="png", width=f"{width}") for p in pictures]
+    stack = widgets.Stack(images, selected_index=start)
     reading = widgets.SelectionSlider(options=list(labels), index=start, description=name, continuous_update=True)
     reading.layout.width, reading.style.description_width = "100%", "initial"
     widgets.jslink((reading, "index"), (stack, "selected_index"))

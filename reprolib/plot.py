@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from itertools import combinations
 from typing import Any
 
@@ -68,8 +69,24 @@ def png(fig: Any, *, photo: bool = False, scale: float = 2.0) -> bytes:
     plt.close(fig)
     full, small = Image.open(buffer).convert("RGB"), io.BytesIO()
     found = full.quantize(256) if photo else full.quantize(palette=_palette(), dither=Image.Dither.NONE)
-    found.save(small, "PNG", optimize=True)
+    found.save(small, "PNG", optimize=True, dpi=(DPI * scale, DPI * scale))
     return small.getvalue()
+
+
+def shown_size(picture: bytes) -> tuple[int, int]:
+    """Width and height in CSS pixels at which a picture made by :func:`png` is shown.
+
+    Raises:
+        ValueError: It is no picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        image = Image.open(io.BytesIO(picture))
+    except UnidentifiedImageError:
+        raise ValueError(f"frames must be Matplotlib figures or PNG bytes; got {picture[:20]!r}.") from None
+    share = DPI / image.info.get("dpi", (DPI, DPI))[0]
+    return math.ceil(image.width * share), math.ceil(image.height * share)
 
 
 def require_words(**texts: str) -> None:

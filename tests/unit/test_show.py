@@ -223,10 +223,18 @@ def test_where_there_are_no_widgets_the_middle_frame_is_a_figure(shown, monkeypa
     if why == "without ipywidgets":
         monkeypatch.setattr(explore, "ipython", lambda: object())
         monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    slider([b"first", b"middle", b"last"], ["one", "two", "three"], **WORDS)
+    frames = [plot.png(line(slope=k), scale=1.2) for k in range(3)]
+    slider(frames, ["one", "two", "three"], **WORDS)
     ((bundle, metadata),) = shown
-    assert bundle == {"image/png": b"middle", "text/plain": "Slider: slope, 3 frames. Move it."}
-    assert metadata["reprolib"] == {**WORDS, "kind": "figure", "labels": ["one", "two", "three"], "start": 1}
+    assert bundle == {"image/png": frames[1], "text/plain": "Slider: slope, 3 frames. Move it."}
+    size = {"width": 144, "height": 108}  # in CSS pixels, though there are 1.2 times as many
+    assert metadata["reprolib"] == {**WORDS, **size, "kind": "figure", "labels": ["one", "two", "three"], "start": 1}
+
+
+def test_a_frame_that_is_no_picture_is_refused(shown):
+    with pytest.raises(ValueError, match="frames must be Matplotlib figures or PNG bytes; got b'first'"):
+        slider([b"first", b"last"], ["one", "two"], **WORDS)
+    assert shown == []
 
 
 def test_in_jupyter_a_slider_links_its_reading_to_its_pictures(shown, monkeypatch):
