@@ -38,7 +38,7 @@ def test_every_kind_of_page_is_among_those_checked(pages):
 @pytest.mark.parametrize("kind", KINDS)
 def test_axe_has_no_serious_finding(visit, axe, kind, theme):
     page = visit(kind, theme)
-    page.evaluate("window.MathJax?.startup?.promise")
+    page.evaluate("window.MathJax?.startup?.promise.then(() => new Promise(requestAnimationFrame))")
     page.evaluate("document.querySelectorAll('details.verdict-quiz').forEach((quiz) => { quiz.open = true; })")
     page.evaluate(axe)
     found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]

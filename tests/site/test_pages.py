@@ -113,6 +113,21 @@ def test_chapters_show_equations_tables_and_figures_in_both_themes(visit, chapte
             assert picture.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(255, 255, 255)"
 
 
+@pytest.mark.parametrize("viewport", [None, PHONE], ids=["desk", "phone"])
+def test_pictures_are_sharp(visit, chapter_pages, viewport):
+    """Stored pixels for each CSS pixel of the width: two in figures; fewer in sliders, which hold many pictures."""
+    blurred = []
+    for path in chapter_pages:
+        page = visit(path, **({"viewport": viewport} if viewport else {}))
+        for kind, least in (("figure", 1.9), ("slider", 1.15)):
+            for picture in page.locator(f"figure.repro-{kind} img").all():
+                stored, shown = picture.evaluate(
+                    "async (e) => { await e.decode(); return [e.naturalWidth, e.clientWidth - 16]; }"  # its padding
+                )
+                blurred += [f"{path}: {kind} {stored / shown:.2f}"] if stored < least * shown else []
+    assert blurred == []
+
+
 @pytest.mark.parametrize("theme", THEMES)
 def test_verdicts_have_readable_contrast(visit, theme):
     badges = visit("book/verdicts.html", theme).locator(".verdict:visible")
@@ -307,6 +322,7 @@ def test_verdicts_can_be_predicted_and_the_table_opens_after(visit, html, chapte
     rows = table.locator("tbody tr")
     expect(rows.filter(has_text="as you said")).to_have_count(1)
     expect(rows.filter(has_text=f"you said {guesses[wrong]}")).to_have_count(1)
+    quiz.locator("summary").click()  # closed since the page was loaded again
     quiz.get_by_role("button", name="Forget").click()
     assert quiz.locator("input:checked").count() == 0
     expect(table).to_be_visible()
