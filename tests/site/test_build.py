@@ -38,7 +38,7 @@ def chapter(copy: Path) -> project.ChapterFile:
 
 def _edit_code(path: Path) -> None:
     content = json.loads(path.read_text(encoding="utf-8"))
-    cell = next(c for c in content["cells"] if c["cell_type"] == "code")
+    cell = next(c for c in content["cells"] if c["cell_type"] == "code" and "colab" not in notebook.tags(c))
     cell["source"] = (
         [*cell["source"], "\nchanged = True"] if isinstance(cell["source"], list) else cell["source"] + "\n1"
     )
