@@ -36,7 +36,8 @@ and in the room, in this folder:
     venv/bin/pip install --no-index --find-links wheels --no-build-isolation -e source
     cd source && ../venv/bin/jupyter lab chapters
 
-**Teach.** `repro course build` makes copies for students and teacher, slides and handouts (see `site/book/teach.html`).
+**Teach.** Here, `repro course build --only student teacher nbgrader` makes the copies of notebooks. Slides and handouts
+need browser code that is fetched once: build them where there is a network, and bring them along (`site/book/teach.html`).
 
 **Larger data.** Full runs need public data sets: `repro data fetch --all --to FOLDER` fills a folder where there is a
 network, and `REPRO_DATA=FOLDER` names it in the room.

@@ -28,7 +28,7 @@ PACKAGES = {"reprolib", "torch", "numpy", "scipy", "matplotlib", "mpmath", "skle
 NETWORK = {"urllib", "http", "socket", "ftplib", "subprocess"}
 PAPER_FIELDS = ("title", "authors", "venue", "year", "arxiv", "code", "part", "family", "data")
 OF_A_PAPER = {"sections", "chapter", "claims", "exercises", "method", "bibliography", "papers", "lesson"}
-MAX_BYTES, MAX_LINES, MIN_ALT = 300 * 1024, 40, 20
+MAX_BYTES, MAX_LINES, MIN_ALT = 300_000, 40, 20
 
 Finding = tuple[int | None, int | None, str]  # cell, line, message
 Rule = Callable[[Chapter], Iterator[Finding]]
@@ -416,7 +416,7 @@ def lesson_plan(chapter: Chapter) -> Iterator[Finding]:
 @rule("size")
 def file_size(chapter: Chapter) -> Iterator[Finding]:
     if (size := chapter.path.stat().st_size) > MAX_BYTES:
-        yield None, None, f"A notebook has at most {MAX_BYTES // 1024} KiB; got {size / 1024:.0f}. Draw fewer frames."
+        yield None, None, f"A notebook has at most {MAX_BYTES // 1000} kB; got {size / 1000:.0f}. Draw fewer frames."
 
 
 @rule("executed")

@@ -45,6 +45,16 @@ TOY: list[tuple[list[str], str]] = [
     ([], "ch.verdicts()"),
     ([], "ch.finish()"),
 ]
+PLAN = {
+    "session": 50,
+    "prerequisites": ["linear algebra"],
+    "goals": ["solve an equation", "check a solution"],
+    "minutes": {"The idea": 20, "The method": 30},
+    "demonstration": "Change 1 to 2 and see it break.",
+    "misconception": "That it cannot break.",
+    "correction": "It breaks before their eyes.",
+    "questions": ["Why did it break?", "Could it not have?"],
+}
 
 
 def toy_notebook(cells: list[tuple[list[str], str]]) -> dict[str, Any]:

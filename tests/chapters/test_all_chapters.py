@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import cli
+from repro import cli, lint
 from reprolib import notebook, project, records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ def test_a_quick_run_is_quick_and_the_notebook_small(chapter):
     record = records.read(chapter.record("quick"))
     assert record["seed"] == 0 and record["scale"] == "quick" and record["device"].startswith("cpu: ")
     assert record["wall_seconds"] <= 60 and record["peak_ram_mb"] <= 2000
-    assert chapter.path.stat().st_size <= 300 * 1024  # as lint says
+    assert chapter.path.stat().st_size <= lint.MAX_BYTES
 
 
 def test_the_verdicts_on_the_page_are_those_of_the_record(chapter):

@@ -8,6 +8,7 @@ import json
 import re
 
 import pytest
+from toybook import PLAN
 
 from repro import cli, course, coursecli, handout, lesson, slides
 from reprolib import exercises, notebook, project
@@ -15,16 +16,6 @@ from reprolib.notebook import NotebookError
 from reprolib.project import ReproError
 
 CHAPTERS = project.chapters()
-PLAN = {
-    "session": 50,
-    "prerequisites": ["linear algebra"],
-    "goals": ["solve an equation", "check a solution"],
-    "minutes": {"The idea": 20, "The method": 30},
-    "demonstration": "Change 1 to 2 and see it break.",
-    "misconception": "That it cannot break.",
-    "correction": "It breaks before their eyes.",
-    "questions": ["Why did it break?", "Could it not have?"],
-}
 
 
 def cell(kind: str, text: str, *tags: str, **more: object) -> dict:

@@ -5,21 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from toybook import PLAN
 
 from repro import lint
 from reprolib import project
 
 Cells = list[dict]
-LESSON = {
-    "session": 50,
-    "prerequisites": ["multiplication"],
-    "goals": ["double a number", "say why it doubled"],
-    "minutes": {"The idea": 20, "The method": 30},
-    "demonstration": "Change 2 to 3 and it triples.",
-    "misconception": "That it squares.",
-    "correction": "Four gives eight.",
-    "questions": ["What does it do to nought?", "And to a half?"],
-}
 PAPER = {"slug": "good-paper", "title": "Good", "authors": ["A. Bell"], "venue": "V", "year": 2020}
 PAPER |= {"arxiv": "2001.00001", "code": None, "part": "fisher", "family": "tests", "data": ["generated"]}
 
@@ -88,7 +79,7 @@ def number(cells: Cells) -> Cells:
 def write(folder: Path, cells: Cells, **metadata: object) -> Path:
     path = folder / "chapters" / "fisher" / "good-paper.ipynb"
     path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"lesson": LESSON} | metadata
+    metadata = {"lesson": PLAN} | metadata
     path.write_text(json.dumps({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1))
     return path
 
@@ -326,7 +317,7 @@ def test_a_heavy_file_is_a_problem(tmp_path):
 def test_a_chapter_needs_a_lesson_plan_and_a_page_needs_none(tmp_path):
     (problem,) = problems(write(tmp_path, good(), lesson=None))
     assert problem.rule == "lesson" and "a plan holds session" in problem.message
-    (problem,) = problems(write(tmp_path, good(), lesson=LESSON | {"minutes": {"The idea": 20}}))
+    (problem,) = problems(write(tmp_path, good(), lesson=PLAN | {"minutes": {"The idea": 20}}))
     assert problem.rule == "lesson" and "sum to 20" in problem.message
     assert lint.lint(write(tmp_path, good(), lesson=None), page=True) == []
 
