@@ -37,7 +37,7 @@ and in the room, in this folder:
     cd source && ../venv/bin/jupyter lab chapters
 
 **Teach.** Here, `repro course build --only student teacher nbgrader` makes the copies of notebooks. Slides and handouts
-need browser code that is fetched once: build them where there is a network, and bring them along (`site/book/teach.html`).
+need browser code that is fetched once: build them where there is a network, bring them along (`site/book/teach.html`).
 
 **Larger data.** Full runs need public data sets: `repro data fetch --all --to FOLDER` fills a folder where there is a
 network, and `REPRO_DATA=FOLDER` names it in the room.
