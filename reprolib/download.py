@@ -65,6 +65,7 @@ def download(
                     problems.append(f"{url} {problem}")
                     continue
                 os.replace(str(part.name), target)
+                _tag(part).unlink(missing_ok=True)
                 for problem in problems:
                     warnings.warn(f"{target.name}: {problem}; {url} had it.", stacklevel=2)
                 return
@@ -94,16 +95,24 @@ def _alone(path: Path) -> Iterator[FileIO]:
     while True:
         with path.open("a+b", buffering=0) as part:
             fcntl.flock(part, fcntl.LOCK_EX)
-            if not path.exists() or not os.path.samestat(os.fstat(part.fileno()), path.stat()):
+            if not _lies_at(path, part):
                 continue  # whoever had the lock has moved the file away or removed it
             try:
                 yield part
             finally:
                 tag = _tag(part)
-                if not path.exists() or path.stat().st_size == 0 or not tag.exists():
-                    path.unlink(missing_ok=True)
+                if _lies_at(path, part) and (path.stat().st_size == 0 or not tag.exists()):
+                    path.unlink()
                     tag.unlink(missing_ok=True)
             return
+
+
+def _lies_at(path: Path, part: FileIO) -> bool:
+    """Whether the open file is still the one at its path: a moved one may already have a successor there."""
+    try:
+        return os.path.samestat(os.fstat(part.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _tag(part: FileIO) -> Path:

@@ -302,6 +302,20 @@ def test_two_downloads_at_once_make_one_request(target):
     assert len(asked) == 1 and target.read_bytes() == CONTENT and around(target) == ["file.bin"]
 
 
+def test_the_part_file_of_a_successor_is_left_alone(target, monkeypatch):
+    """Between a finished download's move and its clearing up, the next one may have opened its own part file."""
+    part = target.with_name(f".{target.name}.part")
+
+    def move(source, to, replace=os.replace):
+        replace(source, to)
+        part.touch()
+
+    monkeypatch.setattr(os, "replace", move)
+    with serving("good") as (url, _):
+        get(url, target)
+    assert around(target) == [part.name, "file.bin"]
+
+
 def test_who_waited_for_a_part_that_is_gone_takes_the_new_one(tmp_path):
     path, found = tmp_path / ".file.bin.part", []
 
