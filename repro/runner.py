@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -11,9 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +25,7 @@ from reprolib.project import ChapterFile, ReproError
 
 Progress = Callable[[str], None]
 JUPYTER = ("nbclient", "nbformat", "ipykernel")
+LIMITS = {"quick": 600.0, "full": math.inf}  # seconds; ten times what a quick run may take
 
 
 class Cut(ReproError):
@@ -46,6 +47,8 @@ def run(
     keep: bool = True,
     on_progress: Progress | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    env: Mapping[str, str] | None = None,
+    limit: float | None = None,
 ) -> records.Record:
     """Run a chapter from a clean process and return its sealed record.
 
@@ -58,25 +61,29 @@ def run(
         keep: Write the record (and the outputs) to the checkout, whole or not at all.
         on_progress: Called with what the run reports while it lasts.
         stopped: Asked ten times a second; once it says so, the run is killed with all it started.
+        env: Further environment variables of the run; ``REPRO_MEMORY_MB`` limits what each of its processes may hold.
+        limit: Seconds after which a run counts as one without end and is killed; None for that of ``LIMITS``.
 
     Raises:
         Cut: ``stopped`` said so.
-        NotebookError: A cell fails: names chapter, cell and line.
-        ReproError: The chapter is being run already, Jupyter is missing, or the chapter leaves no record.
+        NotebookError: A cell fails or does not end: names chapter, cell and line.
+        ReproError: The chapter is being run already, Jupyter is missing, the full record to be shown beside cannot be
+            read, or the chapter leaves no record.
     """
     if jupyter and not has_jupyter():
         raise ReproError("Running through Jupyter needs the extra 'book'; or add --no-jupyter.")
     nb = notebook.read(chapter.path)
-    with _alone(chapter), tempfile.TemporaryDirectory(prefix="repro-") as folder:
-        place = Path(folder)
+    with _alone(chapter) as place:
+        beside = records.beside(chapter) if scale == "quick" else None
         start = time.monotonic()
         _work(
             chapter,
             place,
-            {"REPRO_SCALE": scale, "REPRO_DEVICE": device, "REPRO_SEED": str(seed)},
+            {"REPRO_SCALE": scale, "REPRO_DEVICE": device, "REPRO_SEED": str(seed), **(env or {})},
             jupyter,
             on_progress,
             stopped,
+            LIMITS[scale] if limit is None else limit,
         )
         report = place / "record.json"
         if not report.is_file():
@@ -87,7 +94,7 @@ def run(
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_seconds": round(time.monotonic() - start, 1),
             "runner": "jupyter" if jupyter else "plain",
-            "beside": records.beside(chapter) if scale == "quick" else None,
+            "beside": beside,
         }
         if notebook.code_hash(notebook.read(chapter.path)) != record["code_hash"]:
             raise ReproError(f"{chapter.slug} was edited while it ran; run it again.")
@@ -99,18 +106,24 @@ def run(
 
 
 @contextlib.contextmanager
-def _alone(chapter: ChapterFile) -> Iterator[None]:
-    """Hold the chapter's lock, which the system frees when the process ends, however it ends."""
+def _alone(chapter: ChapterFile) -> Iterator[Path]:
+    """Hold the chapter's lock, which the system frees when the process ends, however it ends.
+
+    Gives an empty folder for what the run writes, gone at the end; what a killed run left there goes at the start.
+    """
     import fcntl
 
-    locks = chapter.root / "_build" / "locks"
+    locks, runs = (chapter.root / "_build" / name for name in ("locks", f"runs/{chapter.slug}"))
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / chapter.slug).open("w") as file:
+    with (locks / chapter.slug).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ReproError(f"{chapter.slug} is being run by another process; wait for it or stop it.") from None
-        yield
+        shutil.rmtree(runs, ignore_errors=True)
+        runs.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=runs, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
 
 
 def _work(
@@ -120,65 +133,104 @@ def _work(
     jupyter: bool,
     on_progress: Progress | None,
     stopped: Callable[[], bool],
+    limit: float,
 ) -> None:
-    """Run the worker process to its end; kill it, and all it started, when we are stopped."""
+    """Run the worker process to its end; kill it, and all it started, when we are stopped or it takes too long."""
     paths = {"REPRO_RECORD": "record.json", "REPRO_PROGRESS": "progress"}
-    env = os.environ | settings | {key: str(place / name) for key, name in paths.items()}
-    env |= {"REPRO_ROOT": str(chapter.root), "PYTHONHASHSEED": "0", "MPLBACKEND": "agg", "REPRO_COMPARE": ""}
+    env = os.environ | {"PYTHONHASHSEED": "0"} | settings | {key: str(place / name) for key, name in paths.items()}
+    env |= {"REPRO_ROOT": str(chapter.root), "MPLBACKEND": "agg", "REPRO_COMPARE": ""}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
     how = "jupyter" if jupyter else "plain"
-    command = [sys.executable, "-m", "repro.runner", how, str(chapter.path), str(place), str(os.getpid())]
+    command = [sys.executable, "-m", "repro.runner", how, str(chapter.path), str(place)]
     with (place / "log").open("w") as log:
-        worker = subprocess.Popen(
-            command, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-        )
+        pipe = subprocess.PIPE  # closed by our end, however that comes
+        worker = subprocess.Popen(command, env=env, stdout=log, stderr=log, stdin=pipe, start_new_session=True)
+        end = time.monotonic() + limit
         try:
             while worker.poll() is None:
                 if stopped():
                     raise Cut(f"{chapter.slug} was stopped before its end; what was stored before is unchanged.")
+                if time.monotonic() > end:
+                    raise NotebookError(_endless(chapter, place, limit))
                 time.sleep(0.1)
                 if on_progress and (place / "progress").is_file():
                     on_progress((place / "progress").read_text(encoding="utf-8"))
         finally:
-            _kill(worker)
+            _kill(*_kernel(place), worker.pid)
+            worker.communicate()
     if worker.returncode:
-        error = place / "error"
-        if error.is_file():
-            raise NotebookError(error.read_text(encoding="utf-8"))
-        tail = (place / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
-        raise ReproError(f"{chapter.slug}: the run ended with status {worker.returncode}. " + "\n".join(tail))
+        raise _death(chapter, place, worker.returncode)
 
 
-def _kill(worker: subprocess.Popen[bytes]) -> None:
-    if worker.poll() is None:
-        os.killpg(worker.pid, signal.SIGKILL)
-        worker.wait()
+def _endless(chapter: ChapterFile, place: Path, limit: float) -> str:
+    """That a run was too long, and in which cell."""
+    where = f"cell {(place / 'cell').read_text()}" if (place / "cell").is_file() else "its start"
+    return (
+        f"{chapter.slug}: {where} was still running after {limit:.0f} s, so the run was killed; what was stored before "
+        f"is unchanged. Should it need longer: repro run {chapter.slug} --limit {2 * limit:.0f}"
+    )
 
 
-def _worker(how: str, path: Path, place: Path, parent: int) -> None:
+def _death(chapter: ChapterFile, place: Path, status: int) -> ReproError:
+    """What a worker died of, as far as can be known."""
+    error = place / "error"
+    if error.is_file() and (said := error.read_text(encoding="utf-8")):
+        return NotebookError(said)
+    if shutil.disk_usage(place).free < 2**16:
+        return ReproError(f"{chapter.slug}: the run ended for want of room on the disk of {place.parents[1]}.")
+    why = ", most likely for want of memory" if status == -signal.SIGKILL else ""
+    tail = (place / "log").read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+    return ReproError("\n".join([f"{chapter.slug}: the run ended with status {status}{why}.", *tail]))
+
+
+def _kernel(place: Path) -> list[int]:
+    """The process group of a worker's kernel, if one is running: Jupyter gives it one of its own."""
+    file = place / "kernel"
+    return [int(number) for number in file.read_text().split()] if file.is_file() else []
+
+
+def _kill(*groups: int) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # it is gone; macOS says the latter
+            os.killpg(group, signal.SIGKILL)
+
+
+def _worker(how: str, path: Path, place: Path) -> None:
     """What runs in the process of its own: execute the notebook, leave ``out.ipynb`` or ``error``."""
-    threading.Thread(target=_die_with, args=(parent, place), daemon=True).start()
+    _follow(place)
+    if limit := os.environ.get("REPRO_MEMORY_MB"):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit) * 10**6,) * 2)  # the kernel inherits it
     try:
-        _plain(path) if how == "plain" else _jupyter(path, place)
+        _plain(path, place) if how == "plain" else _jupyter(path, place)
     except NotebookError as error:
         (place / "error").write_text(str(error), encoding="utf-8")
         raise SystemExit(1) from error
 
 
-def _die_with(parent: int, place: Path) -> None:
-    """Wait until the process that started us is gone (before our first line, perhaps), tidy up and go too."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    shutil.rmtree(place, ignore_errors=True)
-    os.killpg(os.getpgid(0), signal.SIGKILL)
+def _follow(place: Path) -> None:
+    """Make sure that we end, and tidy up, when the process that started us is gone: our standard input closes then.
+
+    Who waits for that is a process: a thread could not run while a cell holds the interpreter.
+    """
+    if os.fork() == 0:
+        try:
+            os.read(0, 1)
+            _kill(*_kernel(place))
+            shutil.rmtree(place, ignore_errors=True)
+        finally:
+            _kill(os.getpgrp())
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 
 
-def _plain(path: Path) -> None:
+def _plain(path: Path, place: Path) -> None:
     """Execute the code cells in order in one namespace; what they show is printed."""
     namespace: dict[str, Any] = {"__name__": "__main__"}
     cells = notebook.code_cells(notebook.read(path))
     os.chdir(path.parent)  # as Jupyter does
     for number, text, _ in cells:
+        (place / "cell").write_text(str(number))
         notebook.execute(text, namespace, path, number)
 
 
@@ -192,12 +244,22 @@ def _jupyter(path: Path, place: Path) -> None:
     nb.metadata.pop("widgets", None)
     client = NotebookClient(nb, timeout=None, kernel_name="python3", store_widget_state=True, record_timing=False)
     client.shutdown_kernel = "immediate"  # by then the record and all outputs are here
+    client.on_cell_execute = lambda cell_index, **_: (place / "cell").write_text(str(cell_index + 1))
+    manager = client.create_kernel_manager()
+    manager.connection_file = str(place / "kernel.json")
     try:
-        client.execute(cwd=str(path.parent))
+        client.start_new_kernel(cwd=str(path.parent))
+        process: Any = manager.provisioner
+        (place / "kernel").write_text(str(process.pid))
+        client.execute()
     except CellExecutionError as error:
         raise NotebookError(_where(nb, path, error)) from None
     except DeadKernelError:
         raise NotebookError(f"{path.stem}: the kernel died, most likely for want of memory.") from None
+    except RuntimeError as error:  # of a kernel that does not start
+        raise NotebookError(f"{path.stem}: Jupyter failed: {error}.") from None
+    finally:
+        (place / "kernel").unlink(missing_ok=True)
     (place / "out.ipynb").write_text(_steady(nb) + "\n", encoding="utf-8")
 
 
@@ -210,7 +272,8 @@ def _where(nb: Any, path: Path, error: Any) -> str:
                 lines = re.findall(rf"Cell In\[{cell.execution_count}\], line (\d+)", plain) or ["1"]
                 empty = cell.source[: len(cell.source) - len(cell.source.lstrip())]
                 line = int(lines[-1]) + empty.count("\n")  # IPython drops the empty lines above
-                return f"{path.stem}, cell {number}, line {line}: {output.ename}: {output.evalue}"
+                said = f": {output.evalue}" if output.evalue else ""
+                return f"{path.stem}, cell {number}, line {line}: {output.ename}{said}"
     return f"{path.stem}: {error}"
 
 
@@ -227,4 +290,4 @@ def _steady(nb: Any) -> str:
 
 
 if __name__ == "__main__":
-    _worker(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    _worker(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))

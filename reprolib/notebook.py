@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -28,16 +29,28 @@ def read(path: Path) -> Notebook:
     """
     try:
         text = path.read_text(encoding="utf-8")
+        nb = json.loads(text)
     except FileNotFoundError:
         raise NotebookError(f"There is no notebook {path}.") from None
-    try:
-        nb = json.loads(text)
+    except UnicodeDecodeError as error:
+        raise NotebookError(f"{path} is not a readable notebook: not UTF-8 text ({error}).") from None
     except json.JSONDecodeError as error:
-        why = "it holds merge conflict marks" if "\n<<<<<<< " in text else f"line {error.lineno}: {error.msg}"
-        raise NotebookError(f"{path} is not a readable notebook: {why}.") from None
+        raise NotebookError(f"{path} is not a readable notebook: {_wrong(text, error)}.") from None
     if not isinstance(nb, dict) or "cells" not in nb:
         raise NotebookError(f"{path} is JSON but not a notebook: it has no cells.")
     return nb
+
+
+def _wrong(text: str, error: json.JSONDecodeError) -> str:
+    """Why a text is no JSON: marks of a merge, which JSON cannot hold at the start of a line, or what was expected."""
+    mark = re.search(r"^(<{7}|={7}|>{7})(?=\s|$)", text, re.MULTILINE)
+    if mark is None:
+        return f"line {error.lineno}: {error.msg}"
+    line = text.count("\n", 0, mark.start()) + 1
+    return (
+        f"it holds merge conflict marks, the first in line {line}: keep one side whole (git checkout --ours FILE, or "
+        "--theirs), or edit them out, and run the chapter again"
+    )
 
 
 def source(cell: dict[str, Any]) -> str:
@@ -96,7 +109,8 @@ def execute(text: str, namespace: dict[str, Any], path: Path, number: int) -> No
         tree = ast.parse(text, name)
         exec(compile(tree, name, "exec"), namespace)
     except Exception as error:
-        raise NotebookError(f"{name}, line {failing_line(error, name)}: {type(error).__name__}: {error}") from error
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise NotebookError(f"{name}, line {failing_line(error, name)}: {said}") from error
 
 
 def failing_line(error: BaseException, name: str) -> int:

@@ -50,9 +50,11 @@ def write_together(files: dict[Path, str]) -> None:
             os.chmod(name, 0o644)
         for path, part in parts.items():
             os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         for part in parts.values():
             part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as of a write
+            error.filename = str(path)
         raise
 
 

@@ -45,6 +45,10 @@ TOY: list[tuple[list[str], str]] = [
     ([], "ch.verdicts()"),
     ([], "ch.finish()"),
 ]
+# Ends a chapter that needs no torch: hands over the report that lies in its checkout (see `lend`) as its own.
+HAND_OVER = """import os
+from pathlib import Path
+Path(os.environ["REPRO_RECORD"]).write_text(Path(os.environ["REPRO_ROOT"], "report.json").read_text())"""
 PLAN = {
     "session": 50,
     "prerequisites": ["linear algebra"],
@@ -85,3 +89,9 @@ def make_checkout(top: Path, cells: list[tuple[list[str], str]] = TOY, slug: str
     (top / "_toc.yml").write_text("root: book/welcome\n", encoding="utf-8")
     path.write_text(json.dumps(toy_notebook(cells), indent=1) + "\n", encoding="utf-8")
     return ChapterFile(slug, "part", path)
+
+
+def lend(chapter: ChapterFile, report: dict[str, Any]) -> None:
+    """Put a report, with a thousand numbers more, where a chapter that ends with ``HAND_OVER`` takes it."""
+    pad = {"pad": {"shape": [1000], "values": [0] * 1000, "tolerance": 0.0}}
+    (chapter.root / "report.json").write_text(json.dumps(report | {"numbers": pad}), encoding="utf-8")
