@@ -96,7 +96,7 @@ def _named(slug: str, link: str, entry: Mapping[str, Any]) -> str:
     """The table cell that leads to a chapter: its short name, then who wrote the paper and when."""
     who = [str(author).split()[-1] for author in entry.get("authors", [])]
     names = " and ".join(who) if len(who) < 3 else f"{who[0]} et al."
-    paper = f'<span class="board-criterion">{escape(names)} {entry["year"]}</span>' if who else ""
+    paper = f'<span class="board-criterion">{escape(names)} {escape(str(entry["year"]))}</span>' if who else ""
     title = escape(str(entry.get("title", slug)))
     return f'<td><a href="{escape(link)}" title="{title}">{escape(str(entry.get("short", slug)))}</a>{paper}</td>'
 

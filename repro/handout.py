@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from html import escape
 
-from repro.slides import ASSETS, plain
+from repro import policy
+from repro.slides import ASSETS, markdown_html, plain
 from reprolib.notebook import Notebook, NotebookError, source
-from reprolib.project import ReproError
 
 STYLE = """
 @page { size: A4; margin: 11mm 12mm; }
@@ -24,7 +25,7 @@ mjx-container[display="true"] { margin: .3em 0 !important; }
 """
 # Lets the print shrink until it fits one sheet: 273 mm of height at 96 pixels an inch.
 FIT = """
-MathJax = {tex: {inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}, options: {enableMenu: false}, startup: {
+MathJax = {tex: {...TEX, inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}, options: {enableMenu: false}, startup: {
   pageReady: () => MathJax.startup.defaultPageReady().then(() => {
     let size = 9.4;
     document.body.style.width = '186mm';
@@ -34,7 +35,7 @@ MathJax = {tex: {inlineMath: [['$', '$'], ['\\\\(', '\\\\)']]}, options: {enable
     }
     document.documentElement.dataset.ready = size.toFixed(1);
   })}};
-"""
+""".replace("TEX", json.dumps(policy.TEX))
 
 
 def as_html(nb: Notebook, name: str) -> str:
@@ -44,23 +45,20 @@ def as_html(nb: Notebook, name: str) -> str:
         ReproError: nbconvert is missing.
         NotebookError: The chapter lacks a part of it; names the part.
     """
-    try:
-        from nbconvert.filters.markdown import markdown2html
-    except ImportError:
-        raise ReproError("Handouts need nbconvert; install the extra 'book': pip install -e '.[book]'.") from None
     title = source(nb["cells"][0]).splitlines()[0].lstrip("# ")
     citation = source(nb["cells"][0]).split("\n\n")[1]
     parts = {
-        heading: markdown2html(_section(nb, name, heading)) for heading in ("In one minute", "The idea", "Notation")
+        heading: markdown_html(_section(nb, name, heading)) for heading in ("In one minute", "The idea", "Notation")
     }
     body = "".join(f"<h2>{heading}</h2>{html}" for heading, html in parts.items())
-    return (
+    page = (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}: handout</title>'
         f"<style>{STYLE}</style><script>{FIT}</script>"
         f'<script defer src="{ASSETS}/mathjax/tex-chtml.js"></script></head><body><h1>{escape(title)}</h1>'
-        f"{markdown2html(citation)}{body}<h2>Claims: what do you expect?</h2>{_claims(nb, name, markdown2html)}"
+        f"{markdown_html(citation)}{body}<h2>Claims: what do you expect?</h2>{_claims(nb, name)}"
         "</body></html>"
     )
+    return policy.protect(page, f"of the handout of {name}", [FIT])
 
 
 def _section(nb: Notebook, name: str, heading: str) -> str:
@@ -82,7 +80,7 @@ def _section(nb: Notebook, name: str, heading: str) -> str:
     return plain(texts[0])
 
 
-def _claims(nb: Notebook, name: str, to_html: object) -> str:
+def _claims(nb: Notebook, name: str) -> str:
     """The table of claims and criteria, as the chapter printed it, with a column to guess in.
 
     Raises:
@@ -93,8 +91,7 @@ def _claims(nb: Notebook, name: str, to_html: object) -> str:
         raise NotebookError(f"{name}: no table of claims is stored; run the chapter: repro run {name}")
     lines = ["| | claim | it holds if | holds | unclear | fails |", "|---|---|---|---|---|---|"]
     lines += [f"| {id} | {claim} | {criterion} | ☐ | ☐ | ☐ |" for id, claim, criterion in rows]
-    assert callable(to_html)
-    return str(to_html("\n".join(lines)))
+    return markdown_html("\n".join(lines))
 
 
 def _claim_rows(nb: Notebook) -> Iterator[tuple[str, str, str]]:

@@ -16,7 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import distributions
 from pathlib import Path
 
-from repro import assets
+from repro import assets, policy
 from repro.assets import SiteError, installed
 from reprolib import records
 
@@ -27,9 +27,11 @@ OWN = (
     "board",
     "bookmap",
     "chapterpage",
+    "policy",
     "report",
     "site",
     "sphinx_ext",
+    "trust",
 )  # and all of reprolib, whose docstrings are pages
 
 
@@ -44,7 +46,8 @@ def build(root: Path, strict: bool = True) -> Path:
         The first page, ``_build/html/index.html``.
 
     Raises:
-        SiteError: A package is missing, MathJax could not be installed, or Sphinx warned or failed.
+        SiteError: A package is missing, MathJax could not be installed, Sphinx warned or failed, or a page holds
+            a script that is not known.
     """
     for package, name in (("jupyter_book", "jupyter-book"), ("sphinxcontrib.bibtex", "sphinxcontrib-bibtex")):
         if not installed(package):
@@ -70,6 +73,8 @@ def _build(root: Path, strict: bool) -> Path:
     _sphinx(root, strict)
     _trim_icons(work / "html")
     _name_controls(work / "html")
+    policy.escape_titles(work / "html")
+    policy.protect_site(work / "html")
     stamp.write_text(json.dumps(inputs))
     print(f"The site was built in {time.monotonic() - started:.0f} s: {index}")
     return index
@@ -174,17 +179,20 @@ def _sphinx(root: Path, strict: bool) -> None:
 
 
 # What a screen reader would hear must hold what is seen: names that the theme gives beside its visible words go.
+# Code in attributes goes as well: controls.js does what it did.
 MISNAMED = (
     (r'(<summary) aria-label="Toggle hidden content"', r"\1"),
     (r'(<button class="btn search-button-field[^>]*?) title="Search" aria-label="Search"', r"\1"),
     (r'(<i class="theme-switch [^>]*?)\s+title="[^"]*"', r"\1"),
+    (r'<button onclick="window\.print\(\)"', '<button data-does="print"'),
+    (r'<button onclick="toggleFullScreen\(\)"', '<button data-does="fullscreen"'),
     (r'<div role="list" class="citation-list">', '<div class="citation-list">'),
     (r'(<div class="citation"[^>]*?) role="doc-biblioentry"', r"\1"),
 )
 
 
 def _name_controls(html: Path) -> None:
-    """Take wrong names and roles off the theme's controls in all pages."""
+    """Take wrong names, wrong roles and code in attributes off the theme's controls in all pages."""
     for path in html.rglob("*.html"):
         before = text = path.read_text(encoding="utf-8")
         for pattern, better in MISNAMED:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from repro import policy
 from reprolib.notebook import Notebook, NotebookError, source, tags
 from reprolib.project import ReproError
 
@@ -113,6 +116,29 @@ def _shown(cell: Cell, found: set[str]) -> Iterator[tuple[str, float]]:
             yield from _prose("".join(data["text/markdown"]))
 
 
+def markdown_html(text: str) -> str:
+    """Markdown with equations as HTML, without what could run: HTML in it is shown as text, strange links lead nowhere.
+
+    Pictures of other hosts are left out as well: a room without internet could not show them.
+
+    Raises:
+        ReproError: nbconvert is missing.
+    """
+    try:
+        from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    except ImportError:
+        raise ReproError("This needs nbconvert; install the extra 'book': pip install -e '.[book]'.") from None
+
+    class Renderer(IPythonRenderer):
+        def block_mermaidjs(self, code: str) -> str:
+            return f"<pre>{escape(code)}</pre>\n"
+
+        def image(self, text: str, url: str, title: str | None = None) -> str:
+            return escape(text) if "//" in url.partition(",")[0] else str(super().image(text, url, title))
+
+    return str(MarkdownWithMath(renderer=Renderer(escape=True, allow_harmful_protocols=False)).render(text))
+
+
 def as_html(nb: Notebook, name: str) -> str:
     """The deck as one HTML page that finds reveal.js and MathJax in ``assets/`` beside its folder.
 
@@ -137,5 +163,7 @@ def as_html(nb: Notebook, name: str) -> str:
         reveal_theme="white",
     )
     exporter.language_code = "en"
-    html, _ = exporter.from_notebook_node(nbformat.from_dict(made), {"metadata": {"name": name}})
+    exporter.register_filter("markdown2html", markdown_html)
+    resources = {"metadata": {"name": name}, "tex": json.dumps(policy.TEX)}
+    html, _ = exporter.from_notebook_node(nbformat.from_dict(made), resources)
     return str(html)

