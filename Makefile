@@ -46,5 +46,5 @@ $(READY): constraints.txt pyproject.toml
 	@echo "Preparing .venv from constraints.txt (some minutes the first time; 2 to 7 GB, most of it PyTorch) ..."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
 	  echo "No virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS) -e ".[book,test,peers]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(CONSTRAINTS) -e ".[book,test,peers,cluster]"
 	@touch $@

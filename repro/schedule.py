@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from reprolib import records
@@ -42,6 +43,44 @@ def urgency(due: Due) -> tuple[int, str]:
     if due.why is None:
         return 3, due.date
     return ("missing", "unreadable", "stale").index(due.why.partition(":")[0]), due.date
+
+
+def length(due: Due) -> float:
+    """Sorts the longest first, and before them those of unknown length: many hands then end at nearly the same time."""
+    return -math.inf if due.seconds is None else -due.seconds
+
+
+def makespan(seconds: Sequence[float], workers: int) -> float:
+    r"""How long equal workers take when each takes up the longest chapter that is left.
+
+    Args:
+        seconds: How long each chapter takes; it cannot be divided.
+        workers: How many.
+
+    Returns:
+        Seconds; at most :math:`\frac43 - \frac1{3m}` times what the best schedule of m workers takes.
+
+    Raises:
+        ValueError: No worker, or a negative time.
+
+    Source: Graham (1969), Bounds on multiprocessing timing anomalies.
+    """
+    _check(seconds, workers)
+    ends = [0.0] * workers
+    for chapter in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + chapter)  # the one that is free first
+    return max(ends)
+
+
+def least(seconds: Sequence[float], workers: int) -> float:
+    """What no schedule can be quicker than: the longest chapter, and an even share of all."""
+    _check(seconds, workers)
+    return max(sum(seconds) / workers, max(seconds, default=0.0))
+
+
+def _check(seconds: Sequence[float], workers: int) -> None:
+    if workers < 1 or any(not s >= 0 for s in seconds):
+        raise ValueError(f"A schedule needs a worker and times of at least 0 s; got {workers}, {list(seconds)}.")
 
 
 class Budget:
