@@ -11,18 +11,54 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
+from torch.testing import assert_close
 
+from reprolib import project
+from reprolib.notebook import load_methods
 from reprolib.records import write_atomic
 
 HERE = Path(__file__).parent
 Work = Callable[[], Any]
+
+
+@cache
+def chapter(slug: str) -> ModuleType:
+    """What the reader reads: the cells of a chapter tagged ``method``, as a module."""
+    return load_methods(project.find(slug).path)
+
+
+def agree(ours: Any, theirs: Any, tolerance: float = 1e-8) -> None:
+    """Equal up to ``tolerance`` times the largest entry; tensors, arrays and numbers.
+
+    Raises:
+        AssertionError: They are not, or have other shapes; says how far apart they are.
+    """
+    a, b = (torch.as_tensor(x, dtype=torch.float64) for x in (ours, theirs))
+    assert_close(a, b, rtol=0, atol=tolerance * b.abs().max().item())
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """PyTorch, BLAS and OpenMP on so many threads, and as they were afterwards."""
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        with threadpool_limits(count):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compete(title: str, ours: tuple[str, Work], peers: dict[str, Work], rounds: int = 9) -> dict[str, Any]:
@@ -56,12 +92,30 @@ def compete(title: str, ours: tuple[str, Work], peers: dict[str, Work], rounds: 
     return {"title": title, "ours": name, "fastest_peer": fastest, "ratio": round(ratio, 3), "seconds": rounded}
 
 
+def machine() -> str:
+    """This machine in words."""
+    used = torch.get_num_threads()
+    return f"{platform.machine()}, {os.cpu_count()} CPU cores, {used} thread{'s' * (used > 1)}"
+
+
 def save(name: str, contests: list[dict[str, Any]], packages: tuple[str, ...] = ()) -> None:
     """Keep the contests of one benchmark in ``benchmarks/<name>.json`` with date, machine and versions."""
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {torch.get_num_threads()} threads",
+        "machine": machine(),
         "versions": {package: version(package) for package in ("torch", "numpy", *packages)},
         "contests": contests,
     }
     write_atomic(HERE / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def measure(name: str, contests: Sequence[Callable[[], dict[str, Any]]], packages: tuple[str, ...]) -> None:
+    """Hold contests on one thread, one after the other, and keep what was measured after each.
+
+    Chapters compute on one thread, for most of their matrices are small; so do their peers here.
+    """
+    with threads(1):
+        held: list[dict[str, Any]] = []
+        for contest in contests:
+            held.append(contest())
+            save(name, held, packages)
