@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from repro import coursecli, datacli, mutate, report, runner, schedule
+from repro import coursecli, datacli, mutate, report, runner, schedule, soak
 from reprolib import project, records
 from reprolib.chapter import pick_device
 from reprolib.project import ChapterFile, ReproError
 
 Args = argparse.Namespace
+Run = Callable[..., records.Record]  # as runner.run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,9 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     command: Callable[[Args], int] = args.command
     try:
         with _terminable():
-            return command(args)
+            code = command(args)
+            sys.stdout.flush()
+            return code
     except ReproError as error:
         print(f"repro: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever reads has seen enough: `repro list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         print(f"repro: {error}. What was stored before is unchanged.", file=sys.stderr)
     except KeyboardInterrupt as stop:
@@ -80,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         sub = add(name, function, help)
         sub.add_argument("slugs", nargs="*", metavar="SLUG")
         sub.add_argument("--all", action="store_true", help="every chapter")
-        sub.add_argument("--jobs", type=int, default=1, metavar="N", help="chapters at a time (default 1)")
+        sub.add_argument("--jobs", type=int, metavar="N", help="chapters at a time (default 1)")
         sub.add_argument("--no-jupyter", action="store_true", help="run the cells in order without Jupyter")
         if name == "run":
             sub.add_argument("--scale", default="quick", help="quick (two CPU cores) or full (one GPU)")
@@ -89,9 +94,18 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--stale", action="store_true", help="only those whose record is missing or stale")
             about = "start no chapter that takes longer than what is left of S seconds, and stop then"
             sub.add_argument("--budget", type=float, metavar="S", help=about)
+            about = "local (processes of this machine) or dask (workers of a cluster)"
+            sub.add_argument("--engine", choices=("local", "dask"), default="local", help=about)
+            about = "Dask scheduler; --jobs is then as many as its workers take (default: workers of our own)"
+            sub.add_argument("--address", metavar="TCP", help=about)
+            about = f"a chapter that runs longer fails (default {runner.LIMITS['quick']:.0f} at quick scale, else none)"
+            sub.add_argument("--limit", type=float, metavar="S", help=about)
             sub.epilog = (
                 "Exit code: 0 when all that was run succeeded, though the budget may have left some; 1 when one failed."
             )
+        else:
+            about = "write the verdicts that moved to a new Markdown file"
+            sub.add_argument("--table", type=Path, metavar="FILE", help=about)
     sub = add("train", _train, "Train a model that the book ships, by its recipe in models/.")
     sub.add_argument("name", metavar="NAME")
     about = "passed on to the recipe: --scale, --device, --seed, --steps ...; --help names them"
@@ -102,9 +116,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", choices=("markdown", "json", "csv"), default="markdown")
     sub.add_argument("--readme", action="store_true", help="renew the counts in README.md")
     sub = add("mutate", _mutate, "Break a chapter's method in small ways, and see which breaks its tests notice.")
-    sub.add_argument("slugs", nargs="+", metavar="SLUG")
+    sub.add_argument("slugs", nargs="*", metavar="SLUG")
+    sub.add_argument("--all", action="store_true", help="every chapter")
     sub.add_argument("--limit", type=int, default=40, metavar="N", help="so many, drawn at random (default 40)")
     sub.add_argument("--seed", type=int, default=0, help="of the draw")
+    sub.add_argument("--only", default="", metavar="TEXT", help="only mutants whose description holds this")
+    sub.add_argument("--keep", action="store_true", help="store the report, which the book shows")
+    sub.epilog = f"Exit code: 1 when fewer than {mutate.GOAL:.0%} of a chapter's mutants are killed."
+    sub = add("soak", _soak, "Run chapters again and again under changing conditions, and keep every disagreement.")
+    sub.add_argument("slugs", nargs="*", metavar="SLUG", help="which (default all)")
+    sub.add_argument("--times", type=int, default=10, metavar="N", help="so many rounds (default 10)")
     datacli.options(add("data", datacli.main, "Data sets: what there is and where, downloads, checks."))
     coursecli.options(add("course", coursecli.main, "Material for a course: copies, slides, handouts, assignments."))
     add("colab", _colab, "Renew the cell that fetches the book where a notebook is opened alone in Colab.")
@@ -122,20 +143,39 @@ def _parser() -> argparse.ArgumentParser:
 def _chosen(args: Args) -> list[ChapterFile]:
     if args.all == bool(args.slugs):
         raise ReproError(f"Name chapters, or say --all. {project.nearest('', [c.slug for c in project.notebooks()])}")
-    every = project.notebooks if getattr(args, "scale", "quick") == "quick" else project.chapters  # pages are quick
+    pages = (
+        getattr(args, "scale", "full" if args.command in (_mutate, _soak) else "quick") == "quick"
+    )  # run at quick scale only
+    every = project.notebooks if pages else project.chapters
     return every() if args.all else [project.find(slug) for slug in dict.fromkeys(args.slugs)]
 
 
 def _mutate(args: Args) -> int:
-    for chapter in [project.find(slug) for slug in dict.fromkeys(args.slugs)]:
+    shares = []
+    for chapter in _chosen(args):
         outcomes = []
-        for outcome in mutate.judge(chapter, args.limit, args.seed):
-            outcomes.append(outcome.said != "survived")
-            if not outcomes[-1]:
+        for outcome in mutate.judge(chapter, args.limit, args.seed, args.only):
+            outcomes.append(outcome)
+            if outcome.said == "survived":
                 print(f"  survived: {outcome.mutant}", flush=True)
-        share = sum(outcomes) / len(outcomes)
-        print(f"{chapter.slug}: {sum(outcomes)} of {len(outcomes)} mutants killed ({share:.0%})", flush=True)
-    return 0
+        killed = sum(outcome.said != "survived" for outcome in outcomes)
+        shares.append(killed / max(len(outcomes), 1))
+        print(f"{chapter.slug}: {killed} of {len(outcomes)} mutants killed ({shares[-1]:.0%})", flush=True)
+        if args.keep:
+            mutate.keep(chapter, outcomes, args.seed)
+    return int(min(shares) < mutate.GOAL)
+
+
+def _soak(args: Args) -> int:
+    if args.times < 1:
+        raise ReproError(f"--times must be at least 1; got {args.times}.")
+    args.all = not args.slugs
+    wrong = runs = 0
+    for line in soak.soak(_chosen(args), project.root(), args.times):
+        runs, wrong = runs + 1, wrong + bool(line["problems"])
+        print(f"{soak.words(line)}: {'; '.join(line['problems']) or 'agrees'}", flush=True)
+    print(f"{runs} runs, {wrong or 'none'} of which disagree with the stored records.")
+    return min(wrong, 1)
 
 
 def _list(_: Args) -> int:
@@ -166,25 +206,47 @@ def _run(args: Args) -> int:
     if args.stale and not args.slugs:
         args.all = True
     project.check_scale(args.scale)
-    pick_device(args.device, args.scale)
+    if args.jobs is not None and args.jobs < 1:
+        raise ReproError(f"--jobs must be at least 1; got {args.jobs}.")
+    if args.address and args.engine != "dask":
+        raise ReproError("--address is that of a Dask scheduler; add --engine dask.")
+    gpu = _gpu(args)
     if args.budget is not None and not args.budget > 0:
         raise ReproError(f"--budget must be a positive number of seconds; got {args.budget:g}.")
+    if args.limit is not None and not args.limit > 0:
+        raise ReproError(f"--limit must be a positive number of seconds; got {args.limit:g}.")
     dues = schedule.survey(_chosen(args), args.scale)
     if args.stale:
         dues = [due for due in dues if due.why]
-    return _run_each(sorted(dues, key=schedule.urgency) if args.all else dues, args)
+    dues = sorted(dues, key=schedule.urgency) if args.all else dues
+    if args.engine == "local" or not dues:
+        return _run_each(dues, args, runner.run, args.jobs or 1)
+    from repro import cluster
+
+    if args.budget is None:
+        dues = sorted(dues, key=schedule.length)
+    with cluster.connected(args.address, args.jobs, gpu) as engine:
+        return _run_each(dues, args, engine.run, engine.jobs)
 
 
-def _run_each(dues: list[schedule.Due], args: Args) -> int:
+def _gpu(args: Args) -> bool:
+    """Whether a run will use a GPU, which has to be here unless other machines are asked."""
+    if args.address is None:
+        return pick_device(args.device, args.scale).type == "cuda"
+    if args.device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise ReproError(f"--device must be auto, cpu or cuda; got {args.device!r}.")
+    return args.device.startswith("cuda") or (args.device == "auto" and args.scale == "full")
+
+
+def _run_each(dues: list[schedule.Due], args: Args, run: Run, jobs: int) -> int:
     """Run chapters, a few at a time, within the budget; a line for each as it ends; no failure stops the others."""
-    if args.jobs < 1:
-        raise ReproError(f"--jobs must be at least 1; got {args.jobs}.")
     budget = schedule.Budget(math.inf if args.budget is None else args.budget)
     tally = schedule.Tally(dues, args.scale, budget)
     try:
-        with ThreadPoolExecutor(args.jobs) as pool:
+        with ThreadPoolExecutor(jobs) as pool:
+            live = jobs == 1 and args.engine == "local"
             try:
-                for ended in [pool.submit(_run_one, due, args, budget, tally) for due in dues]:
+                for ended in [pool.submit(_run_one, due, args, budget, tally, run, live) for due in dues]:
                     ended.result()
             except KeyboardInterrupt:
                 budget.stop()  # the threads kill their workers and start no other
@@ -196,16 +258,19 @@ def _run_each(dues: list[schedule.Due], args: Args) -> int:
     return min(len(tally.of("failed")), 1)
 
 
-def _run_one(due: schedule.Due, args: Args, budget: schedule.Budget, tally: schedule.Tally) -> None:
+def _run_one(
+    due: schedule.Due, args: Args, budget: schedule.Budget, tally: schedule.Tally, run: Run, live: bool
+) -> None:
     """Run a chapter if it still fits into the budget, and tell how it ended."""
     if not budget.fits(due):
         return
     slug, start = due.chapter.slug, time.monotonic()
     keep = args.seed == 0 and not (args.scale == "quick" and args.device not in ("auto", "cpu"))
-    live = _Live(slug) if args.jobs == 1 else None
     settings = {"device": args.device, "seed": args.seed, "jupyter": not args.no_jupyter, "keep": keep}
+    settings |= {"limit": args.limit}
     try:
-        record = runner.run(due.chapter, args.scale, on_progress=live, stopped=budget.over, **settings)
+        shown = _Live(slug) if live else None
+        record = run(due.chapter, args.scale, on_progress=shown, stopped=budget.over, **settings)
     except runner.Cut:
         seconds = time.monotonic() - start
         tally.note(slug, "cut", seconds)
@@ -227,9 +292,11 @@ def _again(args: Args, slugs: list[str]) -> str:
     as_module = Path(sys.argv[0]).name == "__main__.py"
     words = [Path(sys.executable).name, "-m", "repro"] if as_module else ["repro"]
     words += ["run", *slugs]
-    for name, usual in {"scale": "quick", "device": "auto", "seed": 0, "jobs": 1, "budget": None}.items():
+    usual = {"scale": "quick", "device": "auto", "seed": 0, "jobs": 1, "budget": None, "limit": None}
+    usual |= {"engine": "local", "address": None}
+    for name in usual:
         value = getattr(args, name)
-        words += [f"--{name}", str(value).removesuffix(".0")] if value != usual else []
+        words += [f"--{name}", str(value).removesuffix(".0")] if value not in (usual[name], None) else []
     return shlex.join([*words, *(["--no-jupyter"] if args.no_jupyter else [])])
 
 
@@ -267,21 +334,35 @@ def _line(text: str) -> None:
 
 
 def _check(args: Args) -> int:
-    wrong = 0
-    for chapter in _chosen(args):
-        found = check(chapter, jupyter=not args.no_jupyter)
+    if args.table and args.table.exists():
+        raise ReproError(f"{args.table} exists already; name a new file.")
+    wrong, rows, chapters = 0, [], _chosen(args)
+    for chapter in chapters:
+        stored = records.read(chapter.record("quick"))
+        try:
+            fresh = _again_quick(chapter, not args.no_jupyter)
+            found = records.compare(fresh, stored)
+            rows += report.moved(stored, fresh)
+        except ReproError as error:  # the other chapters are checked all the same
+            found = [str(error)]
+            rows.append([chapter.slug, "the run", "ended", "failed", str(error)])
         wrong += bool(found)
         _line(f"{chapter.slug}: {'agrees with its record' if not found else 'differs from its record'}")
         for sentence in found:
             print(f"  {sentence}")
+    if args.table:
+        records.write_atomic(args.table, report.moved_table(rows, len(chapters)))
     return min(wrong, 1)
 
 
 def check(chapter: ChapterFile, jupyter: bool = True) -> list[str]:
     """Run a chapter at quick scale, keep nothing, and say in sentences how it differs from its stored record."""
     stored = records.read(chapter.record("quick"))
-    fresh = runner.run(chapter, "quick", jupyter=jupyter, keep=False, on_progress=_Live(chapter.slug))
-    return records.compare(fresh, stored)
+    return records.compare(_again_quick(chapter, jupyter), stored)
+
+
+def _again_quick(chapter: ChapterFile, jupyter: bool) -> records.Record:
+    return runner.run(chapter, "quick", jupyter=jupyter, keep=False, on_progress=_Live(chapter.slug))
 
 
 def _lint(args: Args) -> int:
@@ -335,8 +416,8 @@ def _book(_: Args) -> int:
 
     top = project.root()
     stale = [due for due in schedule.survey(project.notebooks(top), "quick") if due.why]
-    args = Args(scale="quick", device="auto", seed=0, jobs=1, no_jupyter=False, budget=None)
-    if _run_each(stale, args):
+    args = Args(scale="quick", device="auto", seed=0, jobs=1, engine="local", no_jupyter=False, budget=None, limit=None)
+    if _run_each(stale, args, runner.run, 1):
         return 1
     for chapter in project.notebooks(top):
         if chapter not in {due.chapter for due in stale}:

@@ -1,7 +1,8 @@
 """One list of versions: constraints.txt is read off an installed environment, environment.yml is derived from it.
 
 `python -m repro.environment` rewrites environment.yml; with `--renew` it first rewrites constraints.txt from the
-versions installed beside this interpreter (all extras have to be installed).
+versions installed beside this interpreter (all extras have to be installed). With `--lowest` it only prints the oldest
+versions that the package says it supports, for `pip install`.
 """
 
 import re
@@ -57,6 +58,11 @@ def render_environment(constraints: str, extras: Iterable[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def lowest(requirements: Iterable[str]) -> list[str]:
+    """The oldest version that each of some requirements (``name>=version``) allows, as pins."""
+    return [requirement.replace(">=", "==") for requirement in requirements]
+
+
 def needed(requirements: Iterable[str], seen: set[tuple[str, str]]) -> Iterator[str]:
     """Pins of everything installed that `requirements` lead to on this machine, dependencies of dependencies too."""
     from packaging.requirements import Requirement
@@ -85,8 +91,11 @@ def renewed_constraints(pyproject: dict) -> str:
 
 
 def main() -> None:
+    pyproject = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
+    if "--lowest" in sys.argv[1:]:
+        print("\n".join(lowest(direct(pyproject)["core"])))
+        return
     if "--renew" in sys.argv[1:]:
-        pyproject = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
         Path("constraints.txt").write_text(renewed_constraints(pyproject), encoding="utf-8")
     constraints = Path("constraints.txt").read_text(encoding="utf-8")
     Path("environment.yml").write_text(render_environment(constraints, ["book"]), encoding="utf-8")

@@ -1,24 +1,31 @@
 """Are a chapter's tests sensitive? Break its method in small ways, one at a time, and see which breaks a test notices.
 
 A mutant is one cell tagged ``method`` with one expression changed: a sign, a factor, a transpose, an axis, a bound, a
-constant, a comparison. The chapter's tests run against it in a process of their own; nothing on disk is touched.
+constant, a comparison. The chapter's tests run against it in a process of their own; the notebook is not touched.
+
+A mutant that computes the same as the original cannot be killed. Such a one is named, with the reason, in
+``tests/chapters/equivalent/<slug>.json``, a list of ``{"line", "before", "after", "why"}``, and left out of the draw.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
+import hashlib
+import json
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from reprolib import notebook
+from reprolib import notebook, records
 from reprolib.project import ChapterFile, ReproError
 
 SWAPPED: dict[type[ast.operator], type[ast.operator]]
@@ -28,17 +35,24 @@ TURNED = {ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt, as
 OTHERS = {"sum": "mean", "mean": "sum", "max": "min", "min": "max", "argmax": "argmin", "argmin": "argmax"}
 OTHERS |= {"amax": "amin", "amin": "amax", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like", "cos": "sin"}
 DROPPED = {"sqrt", "square", "abs", "exp", "log", "transpose", "swapaxes", "flip", "conj", "cumsum", "detach", "rsqrt"}
+GOAL = 0.85  # the share of its mutants that a chapter's tests should kill
 PATIENCE = 4.0  # a mutant may take so many times as long as the method itself
 
 
 class Mutant(NamedTuple):
-    """One changed expression: its cell and line from 1, the expression before and after, the whole cell."""
+    """One changed expression: its cell and line from 1, that line, the expression before and after, the whole cell."""
 
     cell: int
     line: int
+    text: str
     before: str
     after: str
     code: str
+
+    @property
+    def name(self) -> tuple[str, str, str]:
+        """What it is known by wherever its cell moves: the line, the expression before and after."""
+        return self.text, self.before, self.after
 
     def __str__(self) -> str:
         return f"cell {self.cell}, line {self.line}: {self.before}  ->  {self.after}"
@@ -54,13 +68,14 @@ def mutants(path: Path) -> list[Mutant]:
     return [Mutant(i, *found) for i, text in cells for found in _changes(text)]
 
 
-def _changes(text: str) -> Iterator[tuple[int, str, str, str]]:
-    """Every changed version of a cell: (line, expression before, after, whole code)."""
-    tree = ast.parse(text)
+def _changes(text: str) -> Iterator[tuple[int, str, str, str, str]]:
+    """Every changed version of a cell: (line number, line, expression before, after, whole code)."""
+    tree, lines = ast.parse(text), text.splitlines()
     for parent, field, at, node in list(_expressions(tree)):
         for new in variants(node):
             _put(parent, field, at, new)
-            yield node.lineno, ast.unparse(node), ast.unparse(new), ast.unparse(ast.fix_missing_locations(tree))
+            line = lines[node.lineno - 1].strip()
+            yield node.lineno, line, ast.unparse(node), ast.unparse(new), ast.unparse(ast.fix_missing_locations(tree))
             _put(parent, field, at, node)
 
 
@@ -141,22 +156,27 @@ class Outcome(NamedTuple):
     said: str
 
 
-def judge(chapter: ChapterFile, limit: int | None = 40, seed: int = 0) -> Iterator[Outcome]:
+def judge(chapter: ChapterFile, limit: int | None = 40, seed: int = 0, only: str = "") -> Iterator[Outcome]:
     """Run a chapter's tests against its mutants, one after the other.
 
     Args:
         chapter: The chapter.
         limit: How many mutants, drawn at random; None for all.
         seed: Of the draw.
+        only: Words that a mutant's description holds; others are left out.
 
     Raises:
-        ReproError: The chapter has no tests, no method, or its tests fail without any mutation.
+        ReproError: The chapter has no tests, no such mutants, its tests fail without any mutation, or an equivalent
+            mutant is named that there is not.
     """
-    tests = chapter.root / "tests" / "chapters" / f"test_{chapter.slug.replace('-', '_')}.py"
+    tests = tests_path(chapter)
     if not tests.is_file():
         raise ReproError(f"{chapter.slug} has no tests: {tests.relative_to(chapter.root)} is missing.")
-    if not (found := mutants(chapter.path)):
-        raise ReproError(f"{chapter.slug} has no method cell with anything to change.")
+    if not (found := [m for m in mutants(chapter.path) if only in str(m)]):
+        words = f" that is described by {only!r}" if only else ""
+        raise ReproError(f"{chapter.slug} has no method cell with anything to change{words}.")
+    same = equivalent(chapter)
+    found = [m for m in found if m.name not in same]
     started = time.monotonic()
     code, said = _test(chapter, tests, None, 600)
     if code:
@@ -169,6 +189,89 @@ def judge(chapter: ChapterFile, limit: int | None = 40, seed: int = 0) -> Iterat
     for mutant in found:
         code, _ = _test(chapter, tests, mutant, allowed)
         yield Outcome(mutant, {0: "survived", None: "timed out"}.get(code, "killed"))
+
+
+def tests_path(chapter: ChapterFile) -> Path:
+    return chapter.root / "tests" / "chapters" / f"test_{chapter.slug.replace('-', '_')}.py"
+
+
+def judged_path(chapter: ChapterFile) -> Path:
+    return tests_path(chapter).parent / "equivalent" / f"{chapter.slug}.json"
+
+
+def equivalent(chapter: ChapterFile) -> dict[tuple[str, str, str], str]:
+    """Why each of the mutants judged equivalent computes the same, by the mutant's name.
+
+    Raises:
+        ReproError: The list cannot be read, or names a mutant that there is not.
+    """
+    path = judged_path(chapter)
+    if not path.is_file():
+        return {}
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        same = {(e["line"], e["before"], e["after"]): str(e["why"]) for e in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReproError(f"{path.name} must be a JSON list of line, before, after, why: {error!r}.") from None
+    if wrong := same.keys() - {m.name for m in mutants(chapter.path)}:
+        line, before, after = sorted(wrong)[0]
+        raise ReproError(f"{path}: there is no mutant {before} -> {after} in a line {line!r}; take it off the list.")
+    return same
+
+
+def report(chapter: ChapterFile) -> Path:
+    """Where the report on a chapter's tests is kept."""
+    return chapter.root / "results" / "mutants" / f"{chapter.slug}.json"
+
+
+def basis(chapter: ChapterFile) -> str:
+    """SHA-256 of all that a report depends on: method cells, tests, judgements."""
+    cells = [text for _, text, tags in notebook.code_cells(notebook.read(chapter.path)) if "method" in tags]
+    files = [path.read_text(encoding="utf-8") for path in (tests_path(chapter), judged_path(chapter)) if path.is_file()]
+    return hashlib.sha256("\0".join(cells + files).encode()).hexdigest()
+
+
+def keep(chapter: ChapterFile, outcomes: list[Outcome], seed: int) -> None:
+    """Write the report that the book shows."""
+    every, same = mutants(chapter.path), equivalent(chapter)
+    survivors = [str(o.mutant) for o in outcomes if o.said == "survived"]
+    content = {
+        "slug": chapter.slug,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "basis": basis(chapter),
+        "seed": seed,
+        "mutants": len(every),
+        "equivalent": sum(m.name in same for m in every),
+        "tried": len(outcomes),
+        "killed": len(outcomes) - len(survivors),
+        "survivors": survivors,
+    }
+    records.write_atomic(report(chapter), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def table(chapters: Iterable[ChapterFile]) -> str:
+    """The kept reports as an HTML table, a row a chapter, with the survivors by name."""
+    rows = "".join(map(_row, chapters))
+    heads = "".join(
+        f'<th scope="col">{h}</th>' for h in ("chapter", "mutants", "tried", "killed", "share", "survivors")
+    )
+    return (
+        '<div class="board-scroll" tabindex="0" role="region" aria-label="Mutants by chapter">'
+        f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _row(chapter: ChapterFile) -> str:
+    head = f'<tr><th scope="row">{escape(chapter.slug)}</th>'
+    if not report(chapter).is_file():
+        return f'{head}<td>{len(mutants(chapter.path))}</td><td colspan="4">not yet tried</td></tr>'
+    kept = json.loads(report(chapter).read_text(encoding="utf-8"))
+    names = "".join(f"<li><code>{escape(name)}</code></li>" for name in kept["survivors"])
+    folded = f"<details><summary>{len(kept['survivors'])}</summary><ul>{names}</ul></details>" if names else "0"
+    stale = "" if kept["basis"] == basis(chapter) else ", of an earlier version"
+    cells = [f"{kept['mutants']} ({kept['equivalent']} equivalent)", f"{kept['tried']}{stale}", kept["killed"]]
+    cells += [f"{kept['killed'] / kept['tried']:.0%}", folded]
+    return head + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _test(chapter: ChapterFile, tests: Path, mutant: Mutant | None, seconds: float) -> tuple[int | None, str]:

@@ -116,3 +116,22 @@ def update_readme(path: Path, chapters: list[ChapterFile]) -> bool:
     if new != old:
         records.write_atomic(path, new)
     return new != old
+
+
+def moved(stored: records.Record, fresh: records.Record) -> list[list[str]]:
+    """A row for each claim whose verdict another run changed: chapter, claim, verdict before and now, means."""
+    now = {claim["id"]: claim for claim in fresh["claims"]}
+    pairs = [(old, now[old["id"]]) for old in stored["claims"] if old["id"] in now]
+    return [
+        [stored["slug"], a["id"], a["verdict"], b["verdict"], f"{a['mean']:.4g} → {b['mean']:.4g}"]
+        for a, b in pairs
+        if a["verdict"] != b["verdict"]
+    ]
+
+
+def moved_table(rows: list[list[str]], n_chapters: int) -> str:
+    """Those rows of all chapters as Markdown, for a job's summary."""
+    head = f"{len({row[0] for row in rows})} of {n_chapters} chapters have moved.\n"
+    if not rows:
+        return head
+    return f"{head}\n{markdown_table(['chapter', 'claim', 'stored', 'here', 'mean, or error'], rows)}\n"

@@ -18,10 +18,11 @@ from myst_nb.core.render import (
     load_mime_renders,
 )
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
-from repro import board, bookmap, chapterpage, report
+from repro import board, bookmap, chapterpage, cluster, mutate, policy, report, soak, trust
 from reprolib.project import SCALES, ChapterFile, ReproError, chapters, find, papers
 
 logger = logging.getLogger(__name__)
@@ -200,12 +201,60 @@ class Benchmark(SphinxDirective):
             raise self.error(str(error)) from error
 
 
+class Told(SphinxDirective):
+    """``{mutants}``, ``{soak}``, ``{cluster-cost}``: a table made from kept reports and records of all chapters."""
+
+    def run(self) -> list[nodes.Node]:
+        root = Path(self.env.srcdir)
+        files, page = chapters(root), self.env.docname
+        _depend(self.env, files, page)
+        paths = (mutate.report, mutate.judged_path, mutate.tests_path)
+        kept = [soak.path(root), *(path(chapter) for path in paths for chapter in files)]
+        self.env.dependencies[page] |= {str(path) for path in kept if path.is_file()}
+        try:
+            if self.name == "mutants":
+                html = mutate.table(files)
+            else:
+                html = soak.table(files, root) if self.name == "soak" else cluster.cost(root)
+        except ReproError as error:
+            raise self.error(str(error)) from error
+        return [nodes.raw("", html, format="html")]
+
+
 def fill_in_repository(app: Sphinx, docname: str, source: list[str]) -> None:
     """Replace ``{{ repository }}`` and ``{{ branch }}`` on the book's own pages by what _config.yml says."""
     if docname.startswith("book/"):
         options = app.config.html_theme_options
         source[0] = source[0].replace("{{ repository }}", options["repository_url"])
         source[0] = source[0].replace("{{ branch }}", options["repository_branch"])
+
+
+def restrain(_: Sphinx, config: Config) -> None:
+    """Show HTML in Markdown as text, and keep MathJax from making links."""
+    config.myst_disable_syntax = [*config.myst_disable_syntax, "html_block", "html_inline"]
+    config.mathjax3_config = {**(config.mathjax3_config or {}), "tex": policy.TEX}
+
+
+def _is_notebook(app: Sphinx, docname: str) -> bool:
+    return app.env.doc2path(docname).endswith(".ipynb")
+
+
+def read_notebook(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Take words and pictures from a notebook, and nothing that could run."""
+    if _is_notebook(app, docname):
+        source[0], said = trust.only_words_and_pictures(source[0])
+        _warn(docname, said)
+
+
+def keep_plain(app: Sphinx, doctree: nodes.document) -> None:
+    """Turn what is left on a notebook's page of HTML, files and strange links into text."""
+    if _is_notebook(app, app.env.docname):
+        _warn(app.env.docname, trust.make_plain(doctree, app.env.docname))
+
+
+def _warn(docname: str, said: list[str]) -> None:
+    for sentence in said:
+        logger.warning(sentence, location=docname, type="reprolib", subtype="trust")
 
 
 def finish_page(app: Sphinx, doctree: nodes.document) -> None:
@@ -247,6 +296,11 @@ def drop_unused_mathjax(app: Sphinx, pagename: str, *_: Any) -> None:
         scripts[:] = [js for js in scripts if js.filename is None or "mathjax" not in str(js.filename)]
 
 
+def escape_title(_app: Sphinx, _page: str, _template: str, context: dict[str, Any], _doctree: object) -> None:
+    """Escape the title that the theme writes as it is into what it prints."""
+    context["pagetitle"] = escape(context.get("pagetitle", ""))
+
+
 def write_downloads(app: Sphinx, failed: Exception | None) -> None:
     """Put all verdicts beside the page that shows them, as CSV and JSON."""
     folder = Path(app.outdir) / "book"
@@ -266,8 +320,15 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("verdicts", Verdicts)
     app.add_directive("map", PartMap)
     app.add_directive("benchmark", Benchmark)
+    for name in ("mutants", "soak", "cluster-cost"):
+        app.add_directive(name, Told)
+    app.add_js_file("controls.js", loading_method="defer")
+    app.connect("config-inited", restrain)
     app.connect("source-read", fill_in_repository)
+    app.connect("source-read", read_notebook)
+    app.connect("doctree-read", keep_plain, priority=50)
     app.connect("doctree-read", finish_page, priority=100)
     app.connect("build-finished", write_downloads)
     app.connect("html-page-context", drop_unused_mathjax, priority=900)
+    app.connect("html-page-context", escape_title, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -117,8 +117,8 @@ class Chapter:
         plot.use_style()
 
     def threads(self, n: int) -> None:
-        """Let torch use ``n`` CPU threads (many small matrix products are fastest on one)."""
-        torch.set_num_threads(n)
+        """Let torch use ``n`` CPU threads (many small matrix products are fastest on one), or ``REPRO_THREADS``."""
+        torch.set_num_threads(int(os.environ.get("REPRO_THREADS") or n))
 
     def _reduce(self) -> None:
         """Fix how float32 products and convolutions are computed, whatever the machine's defaults."""

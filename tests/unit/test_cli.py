@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -28,6 +29,13 @@ def repro(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+def test_who_has_read_enough_may_stop_reading(repro_command, stored):
+    with subprocess.Popen([*repro_command, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
 
 
 # ------------------------------------------------------------------------------------------------------ project
@@ -410,6 +418,30 @@ def test_check_says_how_a_fresh_run_differs(repro, stored, monkeypatch):
         1,
         "toy: differs from its record\n  claim c1: inconclusive, stored reproduced\n",
     )
+
+
+def test_check_writes_the_verdicts_that_moved_as_a_table(repro, stored, monkeypatch, tmp_path):
+    fresh, file = records.read(stored.record("quick")), tmp_path / "moved.md"
+    monkeypatch.setattr(cli.runner, "run", lambda *_, **__: fresh)
+    assert repro("check", "toy", "--table", str(file))[0] == 0
+    assert file.read_text(encoding="utf-8") == "0 of 1 chapters have moved.\n"
+    code, _, err = repro("check", "toy", "--table", str(file))
+    assert code == 1 and "moved.md exists already; name a new file" in err
+    file.unlink()
+    fresh["claims"][0] |= {"verdict": "inconclusive", "mean": 0.5}
+    assert repro("check", "toy", "--table", str(file))[0] == 1
+    assert file.read_text(encoding="utf-8").splitlines()[-1] == "| toy | c1 | reproduced | inconclusive | 2 → 0.5 |"
+
+
+def test_check_goes_on_after_a_chapter_that_fails(repro, stored, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise ReproError("toy, cell 3, line 1: ZeroDivisionError: division by zero")
+
+    monkeypatch.setattr(cli.runner, "run", fail)
+    code, out, _ = repro("check", "--all", "--table", str(tmp_path / "moved.md"))
+    assert code == 1 and "toy: differs from its record\n  toy, cell 3, line 1: ZeroDivisionError" in out
+    (row,) = (tmp_path / "moved.md").read_text(encoding="utf-8").splitlines()[-1:]
+    assert row == "| toy | the run | ended | failed | toy, cell 3, line 1: ZeroDivisionError: division by zero |"
 
 
 def test_check_without_a_record_says_how_to_make_one(repro, checkout):

@@ -83,7 +83,7 @@ def test_messages_annotations_and_docstrings_are_left_alone_and_each_mutant_chan
 
 
 def test_a_sign_counts_once():
-    assert [after for _, _, after, _ in mutate._changes("x = y[-1]")] == ["1"]
+    assert [after for *_, after, _ in mutate._changes("x = y[-1]")] == ["1"]
 
 
 def test_settings_are_left_alone():
@@ -119,12 +119,63 @@ def test_tests_that_are_missing_or_red_before_are_refused(chapter):
         next(mutate.judge(chapter))
 
 
-def test_the_command_names_survivors_and_counts(chapter, monkeypatch, capsys):
+def test_the_command_names_survivors_counts_and_fails_below_the_goal(chapter, monkeypatch, capsys):
     _tests(chapter, "assert area(3, 4) == 12")
     monkeypatch.setattr(cli.project, "find", lambda _: chapter)
-    assert cli.main(["mutate", "toy-area"]) == 0
+    assert cli.main(["mutate", "toy-area"]) == 1
     said = capsys.readouterr().out.splitlines()
     assert [line.partition("line ")[2] for line in said[:-1]] == ["2: 1  ->  2", "4: 0  ->  1"]
     assert said[-1] == "toy-area: 2 of 4 mutants killed (50%)"
-    assert cli.main(["mutate", "toy-area", "--limit", "1"]) == 0
+    cli.main(["mutate", "toy-area", "--limit", "1"])
     assert " of 1 mutants killed " in capsys.readouterr().out
+    assert cli.main(["mutate", "toy-area", "--only", "w * h"]) == 0
+    assert capsys.readouterr().out == "toy-area: 1 of 1 mutants killed (100%)\n"
+    assert cli.main(["mutate", "toy-area", "--only", "w ** h"]) == 1
+    assert "nothing" not in capsys.readouterr().out and not mutate.report(chapter).exists()
+
+
+def _judge(chapter: ChapterFile, *entries: dict[str, str]) -> None:
+    path = chapter.root / "tests" / "chapters" / "equivalent" / "toy-area.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(entries), encoding="utf-8")
+
+
+SAME = {"line": "if w < 0:", "before": "0", "after": "1", "why": "w is never 0 here"}
+
+
+def test_a_mutant_judged_equivalent_is_left_out(chapter):
+    _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5")
+    _judge(chapter, SAME)
+    assert [o.mutant.before for o in mutate.judge(chapter, None)] == ["1", "w < 0", "w * h"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (SAME | {"before": "7"}, r"there is no mutant 7 -> 1 in a line 'if w < 0:'; take it off the list"),
+        (
+            {"line": "if w < 0:"},
+            r"toy-area\.json must be a JSON list of line, before, after, why: KeyError\('before'\)",
+        ),
+    ],
+)
+def test_a_judgement_that_fits_no_mutant_is_refused(chapter, entry, said):
+    _tests(chapter, "assert area(3, 4) == 12")
+    _judge(chapter, entry)
+    with pytest.raises(ReproError, match=said):
+        next(mutate.judge(chapter))
+
+
+def test_the_kept_report_is_shown_until_method_or_tests_change(chapter, monkeypatch):
+    _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5")
+    monkeypatch.setattr(cli.project, "find", lambda _: chapter)
+    assert '<td>4</td><td colspan="4">not yet tried</td>' in mutate.table([chapter])
+    assert cli.main(["mutate", "toy-area", "--keep"]) == 1
+    kept = json.loads(mutate.report(chapter).read_text(encoding="utf-8"))
+    assert (kept["mutants"], kept["tried"], kept["killed"], kept["seed"]) == (4, 4, 3, 0)
+    assert kept["survivors"] == ["cell 2, line 4: 0  ->  1"]
+    shown = mutate.table([chapter])
+    assert "<td>4 (0 equivalent)</td><td>4</td><td>3</td><td>75%</td>" in shown
+    assert "<code>cell 2, line 4: 0  -&gt;  1</code>" in shown and "earlier" not in shown
+    _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5 and area(0) == 0")
+    assert "<td>4, of an earlier version</td>" in mutate.table([chapter])
