@@ -12,10 +12,11 @@ from typing import NamedTuple
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from reprolib import project, records
 
+ROOT = Path(__file__).resolve().parents[2]
 PHONE = {"width": 390, "height": 844}
 TABLET = {"width": 768, "height": 1024}
 WIDTH = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
@@ -37,6 +38,10 @@ CONTRAST = """(element) => {
 }"""
 
 
+def _page(slug: str) -> str:
+    return f"chapters/{project.find(slug).part}/{slug}.html"
+
+
 def claims_of(page: str) -> list[str]:
     """Ids of the claims in the quick record of a chapter, named by its page or slug."""
     return [c["id"] for c in records.read(project.find(Path(page).stem).record("quick"))["claims"]]
@@ -45,7 +50,7 @@ def claims_of(page: str) -> list[str]:
 @pytest.fixture(scope="session")
 def chapter_pages(html: Path) -> list[str]:
     """The chapters' pages."""
-    return [f"chapters/{c.part}/{c.slug}.html" for c in project.chapters(html.parents[1])]
+    return [_page(c.slug) for c in project.chapters(html.parents[1])]
 
 
 def test_every_chapter_has_a_page(pages, chapter_pages):
@@ -123,22 +128,62 @@ def test_figures_hold_two_pixels_for_each_pixel_of_the_page(seen, chapter_pages)
     assert {path: page.blurred for path, page in seen.items() if any(page.blurred.values())} == {}
 
 
-@pytest.mark.parametrize("theme", THEMES)
-def test_chapters_show_equations_tables_and_figures_in_both_themes(visit, chapter_pages, theme):
-    first_of_parts = {path.rpartition("/")[0]: path for path in reversed(chapter_pages)}.values()
-    for path in chapter_pages if theme == "light" else first_of_parts:  # the theme is one style sheet for all
-        page = visit(path, theme)
-        assert page.locator("html").get_attribute("data-theme") == theme
-        expect(page.locator("article mjx-container").first).to_be_visible()
-        expect(page.locator("article table").first).to_be_visible()
-        assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
-        pictures = page.locator("figure.repro-figure img, figure.repro-slider img")
-        assert pictures.count() > 0
-        for picture in pictures.all():
-            picture.scroll_into_view_if_needed()
-            expect(picture).to_be_visible()
-            assert picture.evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
-            assert picture.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(255, 255, 255)"
+def _shows_equations_tables_and_figures(page: Page, theme: str) -> None:
+    assert page.locator("html").get_attribute("data-theme") == theme
+    expect(page.locator("article mjx-container").first).to_be_visible()
+    expect(page.locator("article table").first).to_be_visible()
+    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+    pictures = page.locator("figure.repro-figure img, figure.repro-slider img")
+    assert pictures.count() > 0
+    for picture in pictures.all():
+        picture.scroll_into_view_if_needed()
+        expect(picture).to_be_visible()
+        assert picture.evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
+        assert picture.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def _shows_verdicts_and_folds_solutions(page: Page) -> None:
+    expect(page.locator(".chapter-card .verdict").first).to_be_visible()
+    folded = page.locator(".admonition.dropdown")
+    assert folded.count() >= 3
+    content = folded.first.locator("p").last
+    expect(content).to_be_hidden()
+    folded.first.locator(".admonition-title").click()
+    expect(content).to_be_visible()
+
+
+def _moves_sliders(page: Page) -> None:
+    sliders = page.locator("figure.repro-slider")
+    assert sliders.count() > 0, "no slider"
+    for slider in sliders.all():
+        image, control, reading = slider.locator("img"), slider.locator("input"), slider.locator("output")
+        before = image.get_attribute("src"), image.get_attribute("alt")
+        control.focus()
+        page.keyboard.press("ArrowRight")
+        after = image.get_attribute("src"), image.get_attribute("alt")
+        assert before[0] != after[0] and before[1] != after[1]
+        expect(reading).to_have_text(after[1])
+        assert control.get_attribute("aria-valuetext") == after[1]
+        assert image.evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
+        page.keyboard.press("ArrowLeft")
+        assert (image.get_attribute("src"), image.get_attribute("alt")) == before
+        page.keyboard.press("Home")
+        assert control.input_value() == "0"
+
+
+@pytest.mark.parametrize("chapter", [c.slug for c in project.chapters(ROOT)])
+def test_a_chapter_shows_all_it_has_folds_its_solutions_and_moves_its_sliders_without_a_kernel(visit, chapter):
+    page = visit(_page(chapter))
+    _shows_equations_tables_and_figures(page, "light")
+    _shows_verdicts_and_folds_solutions(page)
+    _moves_sliders(page)
+    assert page.problems == []
+
+
+def test_chapters_show_equations_tables_and_figures_in_the_dark(visit, chapter_pages):
+    """One of each part: the theme is one style sheet for all."""
+    for path in {path.rpartition("/")[0]: path for path in chapter_pages}.values():
+        _shows_equations_tables_and_figures(visit(path, "dark"), "dark")
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -146,28 +191,6 @@ def test_verdicts_have_readable_contrast(visit, theme):
     badges = visit("book/verdicts.html", theme).locator(".verdict:visible")
     assert badges.count() > 0
     assert min(badge.evaluate(CONTRAST) for badge in badges.all()) >= 4.5
-
-
-def test_sliders_move_their_picture_without_a_kernel(visit, chapter_pages):
-    for path in chapter_pages:
-        page = visit(path)
-        sliders = page.locator("figure.repro-slider")
-        assert sliders.count() > 0, f"{path} has no slider"
-        for slider in sliders.all():
-            image, control, reading = slider.locator("img"), slider.locator("input"), slider.locator("output")
-            before = image.get_attribute("src"), image.get_attribute("alt")
-            control.focus()
-            page.keyboard.press("ArrowRight")
-            after = image.get_attribute("src"), image.get_attribute("alt")
-            assert before[0] != after[0] and before[1] != after[1]
-            expect(reading).to_have_text(after[1])
-            assert control.get_attribute("aria-valuetext") == after[1]
-            assert image.evaluate("e => e.decode().then(() => e.naturalWidth)") > 100
-            page.keyboard.press("ArrowLeft")
-            assert (image.get_attribute("src"), image.get_attribute("alt")) == before
-            page.keyboard.press("Home")
-            assert control.input_value() == "0"
-        assert page.problems == []
 
 
 def test_without_scripts_a_slider_shows_its_middle_frame_and_the_verdicts_are_there(visit, chapter_pages):
@@ -279,18 +302,6 @@ def test_chapters_offer_binder_colab_and_the_notebook(html, chapter_pages):
         assert re.search(rf'href="https://colab\.research\.google\.com/github/[^"]*{re.escape(notebook)}"', text)
         assert (html / "_sources" / notebook).is_file()
         assert f'_sources/{notebook}"' in text
-
-
-def test_a_chapter_shows_its_verdicts_and_solutions_are_folded(visit, chapter_pages):
-    for path in chapter_pages:
-        page = visit(path)
-        expect(page.locator(".chapter-card .verdict").first).to_be_visible()
-        folded = page.locator(".admonition.dropdown")
-        assert folded.count() >= 3
-        content = folded.first.locator("p").last
-        expect(content).to_be_hidden()
-        folded.first.locator(".admonition-title").click()
-        expect(content).to_be_visible()
 
 
 def test_each_claim_leads_to_the_section_that_decides_it_and_back(visit, parsed, chapter_pages):
