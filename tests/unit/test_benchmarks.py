@@ -199,12 +199,14 @@ def test_times_leave_the_first_turn_out(monkeypatch):
 
 def test_the_parts_of_a_start_are_measured(monkeypatch):
     pytest.importorskip("nbclient")
-    monkeypatch.setattr(book, "FORK", book.FORK.replace(book.IMPORTS, "import json"))
-    monkeypatch.setattr(book, "IMPORTS", "import json")
+    slow = "import time; time.sleep(0.5)"
+    monkeypatch.setattr(book, "FORK", book.FORK.replace(book.IMPORTS, slow))
+    monkeypatch.setattr(book, "IMPORTS", slow)
     found = book.starts(rounds=1)
     bare, imports, jupyter, empty, fork = (turns[0] for turns in found.values())
     assert all(len(turns) == 1 for turns in found.values())
-    assert min(empty, imports, jupyter) > bare > 0 and 0 < fork < empty
+    assert imports > 0.5 and min(bare, empty, fork) > 0
+    assert bare < jupyter and fork < imports  # it has slept before
 
 
 def test_the_site_is_copied_without_its_pages_and_an_edit_changes_text_alone(tmp_path):
