@@ -246,6 +246,7 @@ def test_directional_derivatives_and_hessian_products_are_those_of_finite_differ
         assert_close(found, (up[name] - down[name]) / (2 * h), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0:RuntimeWarning")
 def test_the_model_compiles_as_one_graph(model):
     tokens = some_tokens(2, 5)
     assert_close(torch.compile(model, fullgraph=True, backend="eager")(tokens), model(tokens))
