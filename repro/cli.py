@@ -140,19 +140,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chosen(args: Args) -> list[ChapterFile]:
+def _chosen(args: Args, every: Callable[[], list[ChapterFile]] = project.notebooks) -> list[ChapterFile]:
     if args.all == bool(args.slugs):
         raise ReproError(f"Name chapters, or say --all. {project.nearest('', [c.slug for c in project.notebooks()])}")
-    pages = (
-        getattr(args, "scale", "full" if args.command in (_mutate, _soak) else "quick") == "quick"
-    )  # run at quick scale only
-    every = project.notebooks if pages else project.chapters
     return every() if args.all else [project.find(slug) for slug in dict.fromkeys(args.slugs)]
 
 
 def _mutate(args: Args) -> int:
+    if args.keep and args.only:
+        raise ReproError("--keep stores a report on a draw from all mutants; leave out --only.")
+    if args.limit < 1:
+        raise ReproError(f"--limit must be at least 1; got {args.limit}.")
     shares = []
-    for chapter in _chosen(args):
+    for chapter in _chosen(args, project.chapters):
         outcomes = []
         for outcome in mutate.judge(chapter, args.limit, args.seed, args.only):
             outcomes.append(outcome)
@@ -171,7 +171,7 @@ def _soak(args: Args) -> int:
         raise ReproError(f"--times must be at least 1; got {args.times}.")
     args.all = not args.slugs
     wrong = runs = 0
-    for line in soak.soak(_chosen(args), project.root(), args.times):
+    for line in soak.soak(_chosen(args, project.chapters), project.root(), args.times):
         runs, wrong = runs + 1, wrong + bool(line["problems"])
         print(f"{soak.words(line)}: {'; '.join(line['problems']) or 'agrees'}", flush=True)
     print(f"{runs} runs, {wrong or 'none'} of which disagree with the stored records.")
@@ -215,7 +215,8 @@ def _run(args: Args) -> int:
         raise ReproError(f"--budget must be a positive number of seconds; got {args.budget:g}.")
     if args.limit is not None and not args.limit > 0:
         raise ReproError(f"--limit must be a positive number of seconds; got {args.limit:g}.")
-    dues = schedule.survey(_chosen(args), args.scale)
+    every = project.notebooks if args.scale == "quick" else project.chapters  # pages are quick
+    dues = schedule.survey(_chosen(args, every), args.scale)
     if args.stale:
         dues = [due for due in dues if due.why]
     dues = sorted(dues, key=schedule.urgency) if args.all else dues

@@ -39,15 +39,27 @@ def pages(html: Path) -> list[str]:
     return sorted(path for path in found if path != "index.html")
 
 
-@pytest.fixture(scope="session")
-def address(html: Path) -> Iterator[str]:
-    """Where the site is served."""
-    with site.server(html.parents[1], 0) as server:
+@contextmanager
+def _served(root: Path) -> Iterator[str]:
+    with site.server(root, 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="session")
+def served() -> Callable[[Path], AbstractContextManager[str]]:
+    """Serves the built site of a checkout for as long as a ``with`` lasts; gives its address."""
+    return _served
+
+
+@pytest.fixture(scope="session")
+def address(html: Path) -> Iterator[str]:
+    """Where the site is served."""
+    with _served(html.parents[1]) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

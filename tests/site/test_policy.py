@@ -6,8 +6,8 @@ import base64
 import json
 import re
 import shutil
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -181,13 +181,9 @@ def _write_record(chapter: project.ChapterFile) -> None:
 
 
 @pytest.fixture(scope="module")
-def hostile_address(hostile: Path) -> Iterator[str]:
-    with site.server(hostile.parents[1], 0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
+def hostile_address(hostile: Path, served: Callable[[Path], AbstractContextManager[str]]) -> Iterator[str]:
+    with served(hostile.parents[1]) as address:
+        yield address
 
 
 def _watched(browser: Browser, bypass_csp: bool) -> Page:

@@ -134,6 +134,18 @@ def test_the_command_names_survivors_counts_and_fails_below_the_goal(chapter, mo
     assert "nothing" not in capsys.readouterr().out and not mutate.report(chapter).exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--keep", "--only", "w * h"], "--keep stores a report on a draw from all mutants; leave out --only"),
+        (["--limit", "0"], "--limit must be at least 1; got 0"),
+    ],
+)
+def test_a_report_on_a_chosen_few_or_none_is_refused(chapter, capsys, options, said):
+    assert cli.main(["mutate", "toy-area", *options]) == 1
+    assert said in capsys.readouterr().err and not mutate.report(chapter).exists()
+
+
 def _judge(chapter: ChapterFile, *entries: dict[str, str]) -> None:
     path = chapter.root / "tests" / "chapters" / "equivalent" / "toy-area.json"
     path.parent.mkdir(exist_ok=True)
