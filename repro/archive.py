@@ -16,7 +16,7 @@ from reprolib.project import ReproError
 
 FOLDER = "the-book-that-checks-its-papers"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the date of every file: equal books make equal archives
-STORED = {".png", ".woff", ".woff2", ".gz", ".safetensors"}  # already compressed, or nearly random
+STORED = {".png", ".webp", ".woff", ".woff2", ".gz", ".safetensors"}  # already compressed, or nearly random
 START = """# The Book That Checks Its Papers, without internet
 
 **Read.** Open `site/book/welcome.html` in a browser: equations, sliders, search and the verdict table work from the

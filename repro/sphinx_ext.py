@@ -71,10 +71,10 @@ def _caption(renderer: Any, text: str, line: int | None) -> nodes.caption:
     return caption
 
 
-def _image(renderer: Any, png: bytes, alt: str, width: int | None, height: int | None) -> nodes.image:
+def _image(renderer: Any, content: bytes, alt: str, width: int | None, height: int | None) -> nodes.image:
     """Write a picture beside the site's pages and refer to it; equal pictures are stored once."""
-    name = f"{sha256(png).hexdigest()[:20]}.png"
-    image = nodes.image(uri=renderer.write_file([name], png, overwrite=False, exists_ok=True), alt=alt)
+    name = f"{sha256(content).hexdigest()[:20]}.{'webp' if content[8:12] == b'WEBP' else 'png'}"
+    image = nodes.image(uri=renderer.write_file([name], content, overwrite=False, exists_ok=True), alt=alt)
     if width and height:
         image["repro_size"] = (int(width), int(height))
         image["width"] = f"{int(width)}px"
@@ -97,7 +97,7 @@ def _frames(state: dict[str, Any], model_id: str) -> list[bytes]:
     if model["model_name"] == "ImageModel":
         return [a2b_base64(b["data"]) for b in model.get("buffers", []) if b["path"] == ["value"]]
     children = model["state"].get("children", [])
-    return [png for child in children for png in _frames(state, child.removeprefix("IPY_MODEL_"))]
+    return [frame for child in children for frame in _frames(state, child.removeprefix("IPY_MODEL_"))]
 
 
 def _slider(renderer: Any, data: MimeData, words: dict[str, Any]) -> nodes.Element:
@@ -112,8 +112,8 @@ def _slider(renderer: Any, data: MimeData, words: dict[str, Any]) -> nodes.Eleme
         return nodes.container()
     node = slider_node(slider=words)
     size = words.get("width"), words.get("height")
-    for label, png in zip(words["labels"], frames, strict=True):
-        node += _image(renderer, png, label, *size)
+    for label, frame in zip(words["labels"], frames, strict=True):
+        node += _image(renderer, frame, label, *size)
     node += _caption(renderer, words["caption"], data.line)
     return node
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from reprolib.plot import png, require_words, shown_size
+from reprolib.plot import png, require_words, shown_size, webp
 from reprolib.show import display, ipython
 
 
@@ -29,7 +29,7 @@ def slider(frames: Sequence[Any], labels: Sequence[str], *, name: str, caption: 
         raise ValueError(
             f"slider needs two frames or more, each with its own label; got {len(frames)} and {len(labels)}."
         )
-    pictures = [f if isinstance(f, bytes) else png(f, scale=1.3) for f in frames]
+    pictures = [f if isinstance(f, bytes) else png(f) for f in frames]
     width, height = shown_size(pictures[0])
     start = len(frames) // 2
     words = {"kind": "slider", "name": name, "caption": caption, "alt": alt, "labels": list(labels), "start": start}
@@ -42,7 +42,7 @@ def slider(frames: Sequence[Any], labels: Sequence[str], *, name: str, caption: 
     except ImportError:
         display({"image/png": pictures[start], "text/plain": text}, {"reprolib": {**words, "kind": "figure"}})
         return
-    images = [widgets.Image(value=p, format="png", width=f"{width}") for p in pictures]
+    images = [widgets.Image(value=webp(p), format="webp", width=f"{width}") for p in pictures]
     stack = widgets.Stack(images, selected_index=start)
     reading = widgets.SelectionSlider(options=list(labels), index=start, description=name, continuous_update=True)
     reading.layout.width, reading.style.description_width = "100%", "initial"

@@ -85,8 +85,17 @@ def shown_size(picture: bytes) -> tuple[int, int]:
         image = Image.open(io.BytesIO(picture))
     except UnidentifiedImageError:
         raise ValueError(f"frames must be Matplotlib figures or PNG bytes; got {picture[:20]!r}.") from None
-    share = DPI / image.info.get("dpi", (DPI, DPI))[0]
+    share = DPI / round(image.info.get("dpi", (DPI, DPI))[0], 1)  # a PNG keeps pixels a metre, to the next integer
     return math.ceil(image.width * share), math.ceil(image.height * share)
+
+
+def webp(picture: bytes) -> bytes:
+    """A PNG as lossless WebP, which takes two thirds of its bytes."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    Image.open(io.BytesIO(picture)).convert("RGB").save(small, "WEBP", lossless=True, quality=100, method=4)
+    return small.getvalue()
 
 
 def require_words(**texts: str) -> None:

@@ -21,7 +21,7 @@ PHONE = {"width": 390, "height": 844}
 TABLET = {"width": 768, "height": 1024}
 WIDTH = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
 SHARPNESS = """async () => {
-    const pictures = [...document.querySelectorAll('figure.repro-figure img')];
+    const pictures = [...document.querySelectorAll('figure.repro-figure img, figure.repro-slider img')];
     await Promise.all(pictures.map((picture) => picture.decode()));
     return pictures.map((picture) => picture.naturalWidth / (picture.clientWidth - 16));  // its padding
 }"""

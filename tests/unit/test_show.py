@@ -237,6 +237,13 @@ def test_a_frame_that_is_no_picture_is_refused(shown):
     assert shown == []
 
 
+def test_a_frame_as_webp_keeps_every_pixel_and_takes_less_room():
+    frame = plot.png(line(height=2.5, slope=3))
+    small = plot.webp(frame)
+    same = [Image.open(io.BytesIO(content)).convert("RGB").tobytes() for content in (frame, small)]
+    assert small[8:12] == b"WEBP" and same[0] == same[1] and len(small) < 0.9 * len(frame)
+
+
 def test_in_jupyter_a_slider_links_its_reading_to_its_pictures(shown, monkeypatch):
     monkeypatch.setattr(explore, "ipython", lambda: object())
     slider([line(slope=k) for k in range(4)], [f"slope {k}" for k in range(4)], **WORDS)
