@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = add("soak", _soak, "Run chapters again and again under changing conditions, and keep every disagreement.")
     sub.add_argument("slugs", nargs="*", metavar="SLUG", help="which (default all)")
     sub.add_argument("--times", type=int, default=10, metavar="N", help="so many rounds (default 10)")
+    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="chapters at a time (default 1)")
     datacli.options(add("data", datacli.main, "Data sets: what there is and where, downloads, checks."))
     coursecli.options(add("course", coursecli.main, "Material for a course: copies, slides, handouts, assignments."))
     add("colab", _colab, "Renew the cell that fetches the book where a notebook is opened alone in Colab.")
@@ -153,14 +154,18 @@ def _mutate(args: Args) -> int:
         raise ReproError(f"--limit must be at least 1; got {args.limit}.")
     shares = []
     for chapter in _chosen(args, project.chapters):
-        outcomes = []
+        outcomes, same = [], mutate.equivalent(chapter)
+        counted = killed = 0
         for outcome in mutate.judge(chapter, args.limit, args.seed, args.only):
             outcomes.append(outcome)
-            if outcome.said == "survived":
-                print(f"  survived: {outcome.mutant}", flush=True)
-        killed = sum(outcome.said != "survived" for outcome in outcomes)
-        shares.append(killed / max(len(outcomes), 1))
-        print(f"{chapter.slug}: {killed} of {len(outcomes)} mutants killed ({shares[-1]:.0%})", flush=True)
+            lives, why = outcome.said == "survived", same.get(outcome.mutant.name)
+            if lives:
+                print(f"  {'survived, and is the same' if why else 'survived'}: {outcome.mutant}", flush=True)
+            elif why:
+                print(f"  {outcome.said}, though judged the same: {outcome.mutant}", flush=True)
+            counted, killed = counted + (not (lives and why)), killed + (not lives)
+        shares.append(killed / max(counted, 1))
+        print(f"{chapter.slug}: {killed} of {counted} mutants killed ({shares[-1]:.0%})", flush=True)
         if args.keep:
             mutate.keep(chapter, outcomes, args.seed)
     return int(min(shares) < mutate.GOAL)
@@ -169,9 +174,11 @@ def _mutate(args: Args) -> int:
 def _soak(args: Args) -> int:
     if args.times < 1:
         raise ReproError(f"--times must be at least 1; got {args.times}.")
+    if args.jobs < 1:
+        raise ReproError(f"--jobs must be at least 1; got {args.jobs}.")
     args.all = not args.slugs
     wrong = runs = 0
-    for line in soak.soak(_chosen(args, project.chapters), project.root(), args.times):
+    for line in soak.soak(_chosen(args, project.chapters), project.root(), args.times, args.jobs):
         runs, wrong = runs + 1, wrong + bool(line["problems"])
         print(f"{soak.words(line)}: {'; '.join(line['problems']) or 'agrees'}", flush=True)
     print(f"{runs} runs, {wrong or 'none'} of which disagree with the stored records.")

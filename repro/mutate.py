@@ -3,8 +3,8 @@
 A mutant is one cell tagged ``method`` with one expression changed: a sign, a factor, a transpose, an axis, a bound, a
 constant, a comparison. The chapter's tests run against it in a process of their own; the notebook is not touched.
 
-A mutant that computes the same as the original cannot be killed. Such a one is named, with the reason, in
-``tests/chapters/equivalent/<slug>.json``, a list of ``{"line", "before", "after", "why"}``, and left out of the draw.
+A mutant that computes the same as the original cannot be killed. A survivor judged to be such a one does not count; it is
+named, with the reason, in ``tests/chapters/equivalent/<slug>.json``, a list of ``{"line", "before", "after", "why"}``.
 """
 
 from __future__ import annotations
@@ -166,8 +166,7 @@ def judge(chapter: ChapterFile, limit: int | None = 40, seed: int = 0, only: str
         only: Words that a mutant's description holds; others are left out.
 
     Raises:
-        ReproError: The chapter has no tests, no such mutants, its tests fail without any mutation, or an equivalent
-            mutant is named that there is not.
+        ReproError: The chapter has no tests, no such mutants, or its tests fail without any mutation.
     """
     tests = tests_path(chapter)
     if not tests.is_file():
@@ -175,8 +174,6 @@ def judge(chapter: ChapterFile, limit: int | None = 40, seed: int = 0, only: str
     if not (found := [m for m in mutants(chapter.path) if only in str(m)]):
         words = f" that is described by {only!r}" if only else ""
         raise ReproError(f"{chapter.slug} has no method cell with anything to change{words}.")
-    same = equivalent(chapter)
-    found = [m for m in found if m.name not in same]
     started = time.monotonic()
     code, said = _test(chapter, tests, None, 600)
     if code:
@@ -225,35 +222,58 @@ def report(chapter: ChapterFile) -> Path:
 
 
 def basis(chapter: ChapterFile) -> str:
-    """SHA-256 of all that a report depends on: method cells, tests, judgements."""
+    """SHA-256 of all that a report depends on: method cells and tests."""
     cells = [text for _, text, tags in notebook.code_cells(notebook.read(chapter.path)) if "method" in tags]
-    files = [path.read_text(encoding="utf-8") for path in (tests_path(chapter), judged_path(chapter)) if path.is_file()]
-    return hashlib.sha256("\0".join(cells + files).encode()).hexdigest()
+    return hashlib.sha256("\0".join([*cells, tests_path(chapter).read_text(encoding="utf-8")]).encode()).hexdigest()
 
 
 def keep(chapter: ChapterFile, outcomes: list[Outcome], seed: int) -> None:
     """Write the report that the book shows."""
-    every, same = mutants(chapter.path), equivalent(chapter)
-    survivors = [str(o.mutant) for o in outcomes if o.said == "survived"]
+    survivors = [o.mutant for o in outcomes if o.said == "survived"]
     content = {
         "slug": chapter.slug,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "basis": basis(chapter),
         "seed": seed,
-        "mutants": len(every),
-        "equivalent": sum(m.name in same for m in every),
+        "mutants": len(mutants(chapter.path)),
         "tried": len(outcomes),
-        "killed": len(outcomes) - len(survivors),
-        "survivors": survivors,
+        "timed out": sum(o.said == "timed out" for o in outcomes),
+        "survivors": [{"is": str(m), "line": m.text, "before": m.before, "after": m.after} for m in survivors],
     }
     records.write_atomic(report(chapter), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+class Tally(NamedTuple):
+    """A kept report, judged: mutants that can be killed, those killed, survivors with what was judged of each."""
+
+    counted: int
+    killed: int
+    survivors: list[tuple[str, str]]
+    mutants: int
+    fresh: bool
+
+    @property
+    def share(self) -> float:
+        """Of the mutants that can be killed, how many were."""
+        return self.killed / self.counted
+
+
+def tally(chapter: ChapterFile) -> Tally | None:
+    """The kept report with the survivors' judgements; None where there is no report."""
+    if not report(chapter).is_file():
+        return None
+    kept, same = json.loads(report(chapter).read_text(encoding="utf-8")), equivalent(chapter)
+    said = [(s["is"], same.get((s["line"], s["before"], s["after"]), "")) for s in kept["survivors"]]
+    counted = kept["tried"] - sum(bool(why) for _, why in said)
+    killed = kept["tried"] - len(said)
+    return Tally(counted, killed, said, kept["mutants"], kept["basis"] == basis(chapter))
 
 
 def table(chapters: Iterable[ChapterFile]) -> str:
     """The kept reports as an HTML table, a row a chapter, with the survivors by name."""
     rows = "".join(map(_row, chapters))
     heads = "".join(
-        f'<th scope="col">{h}</th>' for h in ("chapter", "mutants", "tried", "killed", "share", "survivors")
+        f'<th scope="col">{h}</th>' for h in ("chapter", "mutants", "counted", "killed", "share", "survivors")
     )
     return (
         '<div class="board-scroll" tabindex="0" role="region" aria-label="Mutants by chapter">'
@@ -263,14 +283,13 @@ def table(chapters: Iterable[ChapterFile]) -> str:
 
 def _row(chapter: ChapterFile) -> str:
     head = f'<tr><th scope="row">{escape(chapter.slug)}</th>'
-    if not report(chapter).is_file():
+    if not (found := tally(chapter)):
         return f'{head}<td>{len(mutants(chapter.path))}</td><td colspan="4">not yet tried</td></tr>'
-    kept = json.loads(report(chapter).read_text(encoding="utf-8"))
-    names = "".join(f"<li><code>{escape(name)}</code></li>" for name in kept["survivors"])
-    folded = f"<details><summary>{len(kept['survivors'])}</summary><ul>{names}</ul></details>" if names else "0"
-    stale = "" if kept["basis"] == basis(chapter) else ", of an earlier version"
-    cells = [f"{kept['mutants']} ({kept['equivalent']} equivalent)", f"{kept['tried']}{stale}", kept["killed"]]
-    cells += [f"{kept['killed'] / kept['tried']:.0%}", folded]
+    whys = [(escape(name), escape(f": the same, {why}") if why else "") for name, why in found.survivors]
+    names = "".join(f"<li><code>{name}</code>{why}</li>" for name, why in whys)
+    folded = f"<details><summary>{len(found.survivors)}</summary><ul>{names}</ul></details>" if names else "0"
+    stale = "" if found.fresh else ", of an earlier version"
+    cells = [found.mutants, f"{found.counted}{stale}", found.killed, f"{found.share:.0%}", folded]
     return head + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

@@ -12,9 +12,11 @@ import json
 import os
 import random
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 
 from repro import runner
@@ -78,8 +80,8 @@ def lines(root: Path) -> list[dict[str, Any]]:
         raise ReproError(f"{path(root)} holds a line that is not JSON ({error}); remove that line.") from None
 
 
-def soak(chapters: list[ChapterFile], root: Path, times: int) -> Iterator[dict[str, Any]]:
-    """Run all chapters ``times`` times; yields each run's line after it is kept.
+def soak(chapters: list[ChapterFile], root: Path, times: int, jobs: int = 1) -> Iterator[dict[str, Any]]:
+    """Run all chapters ``times`` times, ``jobs`` at a time; yields each run's line after it is kept.
 
     A round that was stopped is gone on with: what it ran of the present code is not run again.
 
@@ -93,22 +95,31 @@ def soak(chapters: list[ChapterFile], root: Path, times: int) -> Iterator[dict[s
     first = max((line["round"] for line in kept), default=1)
     if all((first, c.slug, _code(c)) in done for c in chapters):
         first += 1
-    for state in map(conditions, range(first, first + times)):
-        for chapter in state.order(chapters):
-            if (state.round, chapter.slug, _code(chapter)) not in done:
-                yield _keep(root, _one(chapter, state))
+    halted = Event()
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for state in map(conditions, range(first, first + times)):
+            due = [c for c in state.order(chapters) if (state.round, c.slug, _code(c)) not in done]
+            for ended in as_completed([pool.submit(_one, c, state, jobs, halted) for c in due]):
+                yield _keep(root, ended.result())
+    finally:
+        halted.set()  # the threads stop what runs
+        pool.shutdown(cancel_futures=True)
 
 
 def _code(chapter: ChapterFile) -> str:
     return notebook.code_hash(notebook.read(chapter.path))
 
 
-def _one(chapter: ChapterFile, state: Conditions) -> dict[str, Any]:
+def _one(chapter: ChapterFile, state: Conditions, jobs: int, halted: Event) -> dict[str, Any]:
     """One run as a line: its conditions, its cost, and how it differs from the stored record."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    line = {**state._asdict(), "slug": chapter.slug, "code_hash": _code(chapter), "date": date}
+    line = {**state._asdict(), "jobs": jobs, "slug": chapter.slug, "code_hash": _code(chapter), "date": date}
+    stopped = halted.is_set
     try:
-        fresh = runner.run(chapter, "quick", jupyter=state.jupyter, keep=False, env=state.env())
+        fresh = runner.run(chapter, "quick", jupyter=state.jupyter, keep=False, env=state.env(), stopped=stopped)
+    except runner.Cut:
+        raise
     except ReproError as error:
         return {**line, "seconds": None, "peak_mb": None, "problems": [str(error)]}
     problems = records.compare(fresh, records.read(chapter.record("quick")))
@@ -155,4 +166,6 @@ def words(line: dict[str, Any]) -> str:
     """A kept line's chapter and conditions in words."""
     threads = f"{line['threads']} thread{'s' if line['threads'] > 1 else ''}"
     memory = f", {line['memory_mb']} MB" if line["memory_mb"] else ""
-    return f"{line['slug']}, round {line['round']} ({threads}{memory}, {'Jupyter' if line['jupyter'] else 'plain'})"
+    beside = f", {line['jobs']} at a time" if line["jobs"] > 1 else ""
+    how = "Jupyter" if line["jupyter"] else "plain"
+    return f"{line['slug']}, round {line['round']} ({threads}{memory}{beside}, {how})"

@@ -155,10 +155,20 @@ def _judge(chapter: ChapterFile, *entries: dict[str, str]) -> None:
 SAME = {"line": "if w < 0:", "before": "0", "after": "1", "why": "w is never 0 here"}
 
 
-def test_a_mutant_judged_equivalent_is_left_out(chapter):
+def test_a_survivor_judged_equivalent_does_not_count_and_one_that_is_killed_shows_the_judgement_wrong(
+    chapter, monkeypatch, capsys
+):
+    monkeypatch.setattr(cli.project, "find", lambda _: chapter)
     _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5")
     _judge(chapter, SAME)
-    assert [o.mutant.before for o in mutate.judge(chapter, None)] == ["1", "w < 0", "w * h"]
+    assert cli.main(["mutate", "toy-area", "--keep"]) == 0
+    said = capsys.readouterr().out
+    assert "survived, and is the same: cell 2, line 4: 0  ->  1" in said and "3 of 3 mutants killed (100%)" in said
+    shown = mutate.table([chapter])
+    assert "<td>4</td><td>3</td><td>3</td><td>100%</td>" in shown and "the same, w is never 0 here" in shown
+    _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5 and area(0) == 0")
+    assert cli.main(["mutate", "toy-area"]) == 0
+    assert "killed, though judged the same: cell 2, line 4: 0  ->  1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -175,7 +185,7 @@ def test_a_judgement_that_fits_no_mutant_is_refused(chapter, entry, said):
     _tests(chapter, "assert area(3, 4) == 12")
     _judge(chapter, entry)
     with pytest.raises(ReproError, match=said):
-        next(mutate.judge(chapter))
+        mutate.equivalent(chapter)
 
 
 def test_the_kept_report_is_shown_until_method_or_tests_change(chapter, monkeypatch):
@@ -184,10 +194,10 @@ def test_the_kept_report_is_shown_until_method_or_tests_change(chapter, monkeypa
     assert '<td>4</td><td colspan="4">not yet tried</td>' in mutate.table([chapter])
     assert cli.main(["mutate", "toy-area", "--keep"]) == 1
     kept = json.loads(mutate.report(chapter).read_text(encoding="utf-8"))
-    assert (kept["mutants"], kept["tried"], kept["killed"], kept["seed"]) == (4, 4, 3, 0)
-    assert kept["survivors"] == ["cell 2, line 4: 0  ->  1"]
+    assert (kept["mutants"], kept["tried"], kept["timed out"], kept["seed"]) == (4, 4, 0, 0)
+    assert [s["is"] for s in kept["survivors"]] == ["cell 2, line 4: 0  ->  1"]
     shown = mutate.table([chapter])
-    assert "<td>4 (0 equivalent)</td><td>4</td><td>3</td><td>75%</td>" in shown
+    assert "<td>4</td><td>4</td><td>3</td><td>75%</td>" in shown
     assert "<code>cell 2, line 4: 0  -&gt;  1</code>" in shown and "earlier" not in shown
     _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5 and area(0) == 0")
     assert "<td>4, of an earlier version</td>" in mutate.table([chapter])

@@ -1,6 +1,7 @@
 """The soak: the same chapters under changing conditions, each run kept at its end."""
 
 import json
+from threading import Barrier
 
 import pytest
 from toybook import Make
@@ -46,7 +47,7 @@ def test_a_run_that_agrees_is_kept_so_and_the_next_soak_goes_on(ran, monkeypatch
     (line,) = _again(ran)
     assert (line["round"], line["slug"], line["problems"]) == (1, "toy", []) and line["seconds"] > 0
     assert soak.lines(ran.root) == [line]
-    monkeypatch.setattr(soak, "_one", lambda _, state: {**line, **state._asdict()})
+    monkeypatch.setattr(soak, "_one", lambda _chapter, state, *_: {**line, **state._asdict()})
     assert [ln["round"] for ln in _again(ran, 2)] == [2, 3]
     assert (ran.path.read_bytes(), ran.record("quick").read_bytes()) == before
     assert "<td>3</td>" in soak.table([ran], ran.root) and "none" in soak.table([ran], ran.root)
@@ -75,9 +76,28 @@ def test_a_run_that_disagrees_or_fails_is_kept_in_words(ran, monkeypatch, capsys
     assert "<summary>2</summary>" in shown and "not &lt;reproduced&gt;" in shown and "the kernel died" in shown
 
 
+def test_two_at_a_time_are_under_way_together_and_a_stop_ends_what_runs(ran, monkeypatch):
+    together, stopped = Barrier(2, timeout=20), []
+
+    def one(chapter, state, jobs, halted):
+        together.wait()
+        if (state.round, chapter.slug) == (2, "b") and halted.wait(20):
+            stopped.append("b")
+        return {**state._asdict(), "jobs": jobs, "slug": chapter.slug, "code_hash": "", "problems": []}
+
+    monkeypatch.setattr(soak, "_one", one)
+    monkeypatch.setattr(soak.records, "read", lambda _: {})
+    going = soak.soak([ran._replace(slug="a"), ran._replace(slug="b")], ran.root, 2, jobs=2)
+    assert [next(going)["round"], next(going)["round"]] == [1, 1]
+    assert next(going)["slug"] == "a"
+    going.close()
+    assert stopped == ["b"] and len(soak.lines(ran.root)) == 3
+
+
 def test_what_cannot_be_soaked_is_refused(ran, capsys):
-    assert cli.main(["soak", "--times", "0"]) == 1
-    assert "--times must be at least 1; got 0" in capsys.readouterr().err
+    for setting in ("--times", "--jobs"):
+        assert cli.main(["soak", setting, "0"]) == 1
+        assert f"{setting} must be at least 1; got 0" in capsys.readouterr().err
     soak.path(ran.root).write_text('{"round": 1\n', encoding="utf-8")
     assert cli.main(["soak"]) == 1
     assert "holds a line that is not JSON" in capsys.readouterr().err
