@@ -322,6 +322,12 @@ def test_kronfluence_gives_the_same_scores_up_to_the_sign(chapter, model, data, 
 # The rivals
 
 
+def test_labels_are_drawn_for_each_token_of_each_sequence(chapter, g):
+    outputs = 3 * torch.randn(2, 3, 4, generator=g)
+    (scores,) = chapter.sampled("categorical", g)(outputs)
+    assert_close(scores + outputs.softmax(-1), F.one_hot((scores > 0).long().argmax(-1), 4).float())
+
+
 def system(g, s: int = 2, k: int = 3, size: int = 4, d: int = 6):
     batches = torch.randn(s, k, size * 2, d, generator=g, dtype=torch.float64)
     damping = torch.rand(s, d, generator=g, dtype=torch.float64) + 0.2

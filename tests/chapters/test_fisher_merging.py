@@ -80,6 +80,12 @@ def test_scaling_all_fishers_or_all_weights_changes_nothing(chapter, g):
     assert_close(chapter.fisher_merge(thetas, 7 * fishers, 3 * w), merged, **EXACT)
 
 
+def test_a_model_of_weight_zero_is_as_if_not_there(chapter, g):
+    thetas, fishers = random(3, 7, g=g), positive(3, 7, g=g)
+    merged = chapter.fisher_merge(thetas, fishers, weights(0.4, 0, 0.6))
+    assert_close(merged, chapter.fisher_merge(thetas[::2], fishers[::2], weights(0.4, 0.6)), **EXACT)
+
+
 @pytest.mark.parametrize("full", [False, True])
 def test_merging_in_steps_equals_merging_at_once(chapter, g, full):
     thetas, w = random(3, 6, g=g), weights(0.5, 0.3, 0.2)
@@ -149,6 +155,18 @@ def test_stacked_runs_do_not_mix(chapter, g):
     for s, params in enumerate(runs):
         for ours, alone in zip(stacked, chapter.diagonal_fisher(params, x[s]), strict=True):
             assert_close(ours[s], alone, **EXACT)
+
+
+def test_stacked_runs_do_not_mix_at_given_or_drawn_labels(chapter, g):
+    runs = [network([6, 5, 3], g) for _ in range(4)]
+    params, x = [torch.stack(p) for p in zip(*runs, strict=True)], random(4, 30, 6, g=g)
+    p = chapter.forward(params, x)[1].softmax(-1)
+    drawn = torch.multinomial(p.view(120, 3), 1, generator=torch.Generator().manual_seed(1)).view(4, 30)
+    sampled = chapter.sampled_fisher(params, x, torch.Generator().manual_seed(1))
+    for stacked, labels in ((sampled, drawn), (chapter.empirical_fisher(params, x, drawn.flip(1)), drawn.flip(1))):
+        for s, alone in enumerate(runs):
+            for ours, expected in zip(stacked, chapter.empirical_fisher(alone, x[s], labels[s]), strict=True):
+                assert_close(ours[s], expected, **EXACT)
 
 
 def test_the_fisher_equals_the_diagonal_ggn_of_backpack(chapter, g):

@@ -100,6 +100,12 @@ def test_the_encoder_is_attention_to_the_last_token_then_gated_mlps(chapter, enc
             assert_close(embedded[i, k], by_hand(chapter, model, triplets[0, i, k].tolist()), **EXACT)
 
 
+def test_an_encoder_starts_with_small_words_and_smaller_positions(chapter):
+    model = chapter.Encoder(4000, 50, 40, 20, 2, 2)
+    assert model.words.weight.std().item() == pytest.approx(0.3, rel=0.02)
+    assert model.positions.std().item() == pytest.approx(0.02, rel=0.1)
+
+
 def test_a_mask_acts_as_zeros_in_the_weight_and_keeps_its_gradient_at_zero(chapter, g):
     layer = chapter.Pruned(6, 4).double()
     layer.mask.copy_((torch.rand(4, 6, generator=g) < 0.5).float())
@@ -197,6 +203,12 @@ def test_the_alignment_is_a_box_average_of_products_of_unit_matrices(chapter, g)
     for s in range(2):
         product = general[s] * domain[s] / (general[s].norm() * domain[s].norm())
         assert_close(ours[s], torch.from_numpy(naive_box(product.numpy())), rtol=1e-6, atol=1e-9)
+
+
+def test_gradients_of_the_size_of_the_released_constant_count_half(chapter, g):
+    general, domain = normal(1, 5, 4, g=g), normal(1, 5, 4, g=g)
+    tiny = 1e-8 * general / general.norm()
+    assert_close(2 * chapter.entry_alignment(tiny, domain), chapter.entry_alignment(general, domain), rtol=1e-6, atol=0)
 
 
 def test_flat_gradients_give_one_over_the_number_of_weights_inside(chapter):
@@ -297,6 +309,12 @@ def test_standardising_gives_sigmoids_of_z_scores_per_matrix(chapter, g):
         assert_close(ours[s], 1 / (1 + (-z).exp()), rtol=0, atol=1e-7)
 
 
+def test_scores_that_spread_by_the_released_constant_have_half_their_z_scores(chapter, g):
+    score = normal(1, 5, 8, g=g)
+    score = (score - score.mean()) / score.std()
+    assert_close(chapter.standardised(1e-8 * score), (score / 2).sigmoid(), rtol=1e-6, atol=0)
+
+
 def test_ingredients_of_different_shapes_are_refused(chapter):
     x = torch.ones(2, 3, 4)
     with pytest.raises(ValueError, match="share one shape"):
@@ -333,6 +351,15 @@ def test_ranking_the_network_equals_global_magnitude_pruning_of_torch(chapter, e
         torch_prune.global_unstructured(modules, torch_prune.L1Unstructured, amount=amount)
         for k, (module, _) in zip(names, modules, strict=True):
             assert torch.equal(ours[k][s], module.weight_mask.double())
+
+
+def test_one_network_is_ranked_like_many(chapter, g):
+    scores = {"a": positive(2, 4, 6, g=g), "b": positive(2, 6, 3, g=g)}
+    both, first = (
+        chapter.keep_in_network(scores, 0.4),
+        chapter.keep_in_network({k: s[:1] for k, s in scores.items()}, 0.4),
+    )
+    assert all(torch.equal(first[k], both[k][:1]) for k in scores)
 
 
 def test_the_three_ways_to_rank_differ_in_where_they_count(chapter, g):
@@ -537,6 +564,8 @@ def test_test_queries_are_new_and_search_the_other_register(chapter, areas):
     for r in range(2):
         assert (test.queries[:, r, :, 1] == chapter.REGISTER + r).all()
         assert (test.documents[r, :, 1] == chapter.REGISTER + 1 - r).all()
+    assert len({*test.queries[..., 0].flat} | {*test.documents[..., 0].flat}) == 2  # queries begin in one way,
+    assert {*test.queries[..., 0].flat}.isdisjoint(test.documents[..., 0].flat)  # documents in another
     assert test.relevant.shape == (2, 2, 30, 50)
     assert test.relevant.any(-1).all()
     topics = test.relevant[..., :6].argmax(-1)  # the first six documents have one topic each
@@ -567,5 +596,6 @@ def test_relevant_documents_use_the_word_set_of_the_query_topic(chapter, areas):
 
 def test_texts_too_short_to_be_new_are_refused(chapter, areas):
     every = np.array([[1, 3 + r, w, 0] for r in range(2) for w in range(5, 125)])
-    with pytest.raises(ValueError, match="longer texts"):
-        chapter.write_test(areas[0], 5, 12, 1, every, np.random.default_rng(0))
+    for seen in (every, every[20:]):  # all is known, or all but twenty texts
+        with pytest.raises(ValueError, match="longer texts"):
+            chapter.write_test(areas[0], 5, 12, 1, seen, np.random.default_rng(0))

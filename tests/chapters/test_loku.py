@@ -121,6 +121,13 @@ def test_npo_is_the_formula_on_whole_sequences(chapter, g):
         assert found[s].item() == pytest.approx(sum(terms) / 3, abs=1e-10)
 
 
+def test_npo_takes_one_run_or_a_grid_of_runs(chapter, g):
+    z, t, reference = random(2, 2, 3, 4, V, g=g), labels(2, 2, 3, 4, g=g), random(2, 2, 3, g=g)
+    grid = chapter.npo(z, t, reference)
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        assert_close(grid[i, j], chapter.npo(z[i, j], t[i, j], reference[i, j]), **EXACT)
+
+
 def test_npo_starts_with_the_gradient_of_ascent_on_sequences(chapter, g):
     z, t = random(1, 3, 4, V, g=g).requires_grad_(), labels(1, 3, 4, g=g)
     reference = chapter.log_likelihood(z, t).sum(-1).detach()
@@ -342,6 +349,13 @@ def test_each_run_is_trained_as_it_would_be_alone(chapter, g, name, retain):
     for run in range(2):
         for n, want in run_alone(chapter, case, run, objective, retain, 1e-2).items():
             assert_close(last[n][run], want, rtol=0, atol=1e-8)
+
+
+def test_the_rate_is_three_thousandths_unless_told_otherwise(chapter, g):
+    case = Case(chapter, g)
+    told, plain = case.path(chapter, lr=3e-3)[-1][0], case.path(chapter)[-1][0]
+    for n in case.names:
+        assert_close(plain[n], told[n], rtol=0, atol=0)
 
 
 def naive_graph_hinge(z: Tensor, t: Tensor) -> Tensor:

@@ -251,6 +251,13 @@ def test_one_deleted_weight_costs_its_price_and_the_others_move_to_the_minimum(c
         assert_close(w[i] ** 2 / (2 * inverse.diagonal[i]), delta @ fisher @ delta / 2, **EXACT)
 
 
+def test_removing_no_weight_changes_none(chapter, g):
+    w = random(2, 11, g=g)
+    new, gone = chapter.remove(w, chapter.inverse(window_of(g), 0.1), w.abs(), count=0)
+    assert_close(new, w, **EXACT)
+    assert not gone.any()
+
+
 def test_the_surgeon_deletes_the_cheapest_and_adds_single_corrections(chapter, g):
     G, w = torch.stack([window_of(g), window_of(g)]), random(2, 11, g=g)
     new, gone = chapter.surgeon(w, lambda: G, 4, damping=0.2)

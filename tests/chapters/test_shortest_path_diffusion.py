@@ -367,6 +367,13 @@ def test_training_reaches_the_error_of_the_best_denoiser(chapter, g):
         assert best * 0.95 < losses[-50:, k].mean() < best + 0.1
 
 
+def test_perceptrons_start_with_outputs_of_the_size_of_their_inputs(chapter, g):
+    models = chapter.MLPs(2, 3, (1, 4, 4), 400, g)
+    for w in models.weights:
+        assert w.std().item() == pytest.approx(w.shape[-2] ** -0.5, rel=0.03)
+    assert not any(b.any() for b in models.biases)
+
+
 def test_copies_train_as_if_alone_and_start_alike(chapter):
     lam, f = chapter.power_law(chapter.frequency(4)), chapter.frequency(4)
     data = torch.randn(50, 1, 4, 4, generator=torch.Generator().manual_seed(1))
