@@ -3,8 +3,9 @@
 A mutant is one cell tagged ``method`` with one expression changed: a sign, a factor, a transpose, an axis, a bound, a
 constant, a comparison. The chapter's tests run against it in a process of their own; the notebook is not touched.
 
-A mutant that computes the same as the original cannot be killed. A survivor judged to be such a one does not count; it is
-named, with the reason, in ``tests/chapters/equivalent/<slug>.json``, a list of ``{"line", "before", "after", "why"}``.
+A mutant that computes the same as the original cannot be killed. A survivor judged to be such a one does not count;
+it is named with the reason in ``tests/chapters/equivalent/<slug>.json``, a list of ``{"line", "before", "after",
+"why"}``.
 """
 
 from __future__ import annotations
