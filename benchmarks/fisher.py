@@ -26,17 +26,13 @@ from nngeometry.layercollection import LayerCollection
 from nngeometry.metrics import FIM
 from nngeometry.object import PMatDiag, PMatImplicit, PVector
 from torch import Tensor, nn
-from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.bench import compete, save
+from benchmarks.bench import agree, compete, save
 from reprolib.fisher import batches, diagonal_fisher, fisher_product
 from reprolib.kfac import Blocks, empirical_ekfac
 
-
-def agree(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
-    """Equal up to ``tolerance`` times the largest entry, in single precision."""
-    assert_close(ours, theirs, rtol=0, atol=tolerance * ours.abs().max().item())
+SINGLE = 1e-5  # how far results in single precision may lie apart, of the largest entry
 
 
 def flat(tensors: Any) -> Tensor:
@@ -96,7 +92,7 @@ def diagonals(name: str, model: nn.Sequential, x: Tensor, size: int) -> dict[str
         return diagonal_fisher(model, batches(x, batch_size=size))
 
     for other in (flat(theirs()), nngeometry()):
-        agree(flat(ours().values()), other)
+        agree(flat(ours().values()), other, SINGLE)
     title = f"Exact diagonal Fisher, {name}, N = {len(x)} in batches of {size}"
     return compete(title, ("reprolib", ours), {"BackPACK": theirs, "nngeometry": nngeometry})
 
@@ -190,9 +186,9 @@ def products() -> dict[str, Any]:
         return fisher_product(model, x)(v)
 
     found = ours()
-    agree(found, curvlinops().T)
-    agree(found, hessian_free())
-    agree(found, torch.stack([row.to_torch() for row in nngeometry()]))
+    agree(found, curvlinops().T, SINGLE)
+    agree(found, hessian_free(), SINGLE)
+    agree(found, torch.stack([row.to_torch() for row in nngeometry()]), SINGLE)
     peers = {"curvlinops": curvlinops, "BackPACK": hessian_free, "nngeometry": nngeometry}
     return compete("100 exact Fisher-vector products, MLP 784-256-128-10, N = 512", ("reprolib", ours), peers, rounds=5)
 

@@ -236,6 +236,20 @@ def summary(chapters: list[ChapterFile]) -> str:
     )
 
 
+def table(label: str, head: str, rows: str) -> str:
+    """A table that scrolls inside itself, by keyboard too; from its head's and its body's rows."""
+    return (
+        f'<div class="board-scroll" tabindex="0" role="region" aria-label="{escape(label)}">'
+        f'<table class="table"><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def heads(*names: str) -> str:
+    """A head of one row."""
+    cells = (f'<th scope="col">{escape(name)}</th>' for name in names)
+    return f"<tr>{''.join(cells)}</tr>"
+
+
 def benchmark(path: Path) -> str:
     """The contests kept by a script of ``benchmarks/`` as a table: median seconds of each, and who was faster.
 
@@ -255,11 +269,9 @@ def benchmark(path: Path) -> str:
                 f"<tr><td>{'' if k else inline(contest['title'])}</td><td>{inline(name)}</td>"
                 f"<td>{seconds * 1e3:,.{0 if seconds > 0.1 else 1}f}</td><td>{note}</td></tr>"
             )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Work", "By", "Median (ms)", ""))
     day = datetime.fromisoformat(kept["date"])
     versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
     return (
-        '<div class="board-scroll" tabindex="0" role="region" aria-label="Table of times">'
-        f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f"<p>Measured on {day.day} {day:%B %Y}, {escape(kept['machine'])}; {escape(versions)}.</p>"
+        table("Table of times", heads("Work", "By", "Median (ms)", ""), "".join(rows))
+        + f"<p>Measured on {day.day} {day:%B %Y}, {escape(kept['machine'])}; {escape(versions)}.</p>"
     )

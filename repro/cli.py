@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0, help="of the draw")
     sub.add_argument("--only", default="", metavar="TEXT", help="only mutants whose description holds this")
     sub.add_argument("--keep", action="store_true", help="store the report, which the book shows")
+    sub.add_argument("--again", action="store_true", help="try the survivors of the stored report, and renew it")
     sub.epilog = f"Exit code: 1 when fewer than {mutate.GOAL:.0%} of a chapter's mutants are killed."
     sub = add("soak", _soak, "Run chapters again and again under changing conditions, and keep every disagreement.")
     sub.add_argument("slugs", nargs="*", metavar="SLUG", help="which (default all)")
@@ -150,25 +151,38 @@ def _chosen(args: Args, every: Callable[[], list[ChapterFile]] = project.noteboo
 def _mutate(args: Args) -> int:
     if args.keep and args.only:
         raise ReproError("--keep stores a report on a draw from all mutants; leave out --only.")
+    if args.again and (args.keep or args.only):
+        raise ReproError("--again tries the survivors of the stored report; leave out --keep and --only.")
     if args.limit < 1:
         raise ReproError(f"--limit must be at least 1; got {args.limit}.")
     shares = []
     for chapter in _chosen(args, project.chapters):
-        outcomes, same = [], mutate.equivalent(chapter)
-        counted = killed = 0
-        for outcome in mutate.judge(chapter, args.limit, args.seed, args.only):
-            outcomes.append(outcome)
-            lives, why = outcome.said == "survived", same.get(outcome.mutant.name)
-            if lives:
-                print(f"  {'survived, and is the same' if why else 'survived'}: {outcome.mutant}", flush=True)
-            elif why:
-                print(f"  {outcome.said}, though judged the same: {outcome.mutant}", flush=True)
-            counted, killed = counted + (not (lives and why)), killed + (not lives)
-        shares.append(killed / max(counted, 1))
-        print(f"{chapter.slug}: {killed} of {counted} mutants killed ({shares[-1]:.0%})", flush=True)
+        draw = mutate.survivors(chapter) if args.again else mutate.drawn(chapter, args.limit, args.seed, args.only)
+        outcomes = list(_judged(chapter, draw))
         if args.keep:
             mutate.keep(chapter, outcomes, args.seed)
+        if args.again:
+            mutate.keep_again(chapter, outcomes)
+        same = mutate.equivalent(chapter)
+        lived = [o for o in outcomes if o.said == "survived"]
+        counted, killed = len(draw) - sum(o.mutant.name in same for o in lived), len(draw) - len(lived)
+        if args.again and (found := mutate.tally(chapter)):
+            counted, killed = found.counted, found.killed
+        shares.append(killed / max(counted, 1))
+        print(f"{chapter.slug}: {killed} of {counted} mutants killed ({shares[-1]:.0%})", flush=True)
     return int(min(shares) < mutate.GOAL)
+
+
+def _judged(chapter: ChapterFile, draw: list[mutate.Mutant]) -> Iterator[mutate.Outcome]:
+    """What the tests say to each mutant, with a line for each survivor and each wrong judgement."""
+    same = mutate.equivalent(chapter)
+    for outcome in mutate.judge(chapter, draw):
+        why = same.get(outcome.mutant.name)
+        if outcome.said == "survived":
+            print(f"  {'survived, and is the same' if why else 'survived'}: {outcome.mutant}", flush=True)
+        elif why:
+            print(f"  {outcome.said}, though judged the same: {outcome.mutant}", flush=True)
+        yield outcome
 
 
 def _soak(args: Args) -> int:
@@ -186,16 +200,21 @@ def _soak(args: Args) -> int:
 
 
 def _list(_: Args) -> int:
+    broken = 0
     for chapter in project.notebooks():
         print(f"{chapter.slug}  ({chapter.part})")
-        for scale in project.SCALES:
-            print(f"  {scale:6} {report.status(chapter, scale)}")
+        try:
+            for scale in project.SCALES:
+                print(f"  {scale:6} {report.status(chapter, scale)}")
+        except ReproError as error:
+            broken = 1
+            print(f"repro: {error}", file=sys.stderr)
     top = project.root()
     for card in sorted((top / "models").glob("*.json")):
         print(f"{card.stem}  (model)\n  {_card(card)}")
     if recipes := [path.stem.replace("_", "-") for path in _recipes(top)]:
         print(f"Recipes for repro train: {', '.join(recipes)}")
-    return 0
+    return broken
 
 
 def _card(path: Path) -> str:

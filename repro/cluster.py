@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import reprolib
-from repro import runner, schedule
+from repro import board, runner, schedule
 from reprolib import notebook, project, records
 from reprolib.project import ChapterFile, ReproError
 
@@ -168,7 +168,7 @@ class Engine:
         """
         if self._gpu and settings["device"] == "auto":
             settings["device"] = "cuda"
-        with runner._alone(chapter):
+        with runner.alone(chapter):
             kit = _kit(chapter)
             path = chapter.path.relative_to(chapter.root).as_posix()
             future = self._client.submit(
@@ -338,11 +338,8 @@ def cost(root: Path) -> str:
     rows = "".join(_cost_row(m, seconds, whole) for m in WORKERS)
     groups = "".join(f'<th scope="colgroup" colspan="3">{n} chapters</th>' for n in (len(seconds), BOOK))
     names = '<th scope="col">Minutes</th><th scope="col">No schedule below</th><th scope="col">Speed-up</th>' * 2
-    return (
-        '<div class="board-scroll" tabindex="0" role="region" aria-label="Time of the book by number of workers">'
-        f'<table class="table"><thead><tr><th scope="col" rowspan="2">Workers</th>{groups}</tr>'
-        f"<tr>{names}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    head = f'<tr><th scope="col" rowspan="2">Workers</th>{groups}</tr><tr>{names}</tr>'
+    return board.table("Time of the book by number of workers", head, rows)
 
 
 def _cost_row(workers: int, *books: list[float]) -> str:

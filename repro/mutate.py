@@ -26,6 +26,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from repro import board
 from reprolib import notebook, records
 from reprolib.project import ChapterFile, ReproError
 
@@ -54,6 +55,11 @@ class Mutant(NamedTuple):
     def name(self) -> tuple[str, str, str]:
         """What it is known by wherever its cell moves: the line, the expression before and after."""
         return self.text, self.before, self.after
+
+    @property
+    def digest(self) -> str:
+        """Tells it from another of the same name on the same line."""
+        return hashlib.sha256(self.code.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         return f"cell {self.cell}, line {self.line}: {self.before}  ->  {self.after}"
@@ -157,24 +163,35 @@ class Outcome(NamedTuple):
     said: str
 
 
-def judge(chapter: ChapterFile, limit: int | None = 40, seed: int = 0, only: str = "") -> Iterator[Outcome]:
-    """Run a chapter's tests against its mutants, one after the other.
+def drawn(chapter: ChapterFile, limit: int | None = 40, seed: int = 0, only: str = "") -> list[Mutant]:
+    """Mutants of a chapter in reading order.
 
     Args:
         chapter: The chapter.
-        limit: How many mutants, drawn at random; None for all.
+        limit: How many, drawn at random; None for all.
         seed: Of the draw.
         only: Words that a mutant's description holds; others are left out.
 
     Raises:
-        ReproError: The chapter has no tests, no such mutants, or its tests fail without any mutation.
+        ReproError: There are no such mutants.
+    """
+    if not (found := [m for m in mutants(chapter.path) if only in str(m)]):
+        words = f" that is described by {only!r}" if only else ""
+        raise ReproError(f"{chapter.slug} has no method cell with anything to change{words}.")
+    if limit is None or limit >= len(found):
+        return found
+    return [found[k] for k in sorted(random.Random(seed).sample(range(len(found)), limit))]
+
+
+def judge(chapter: ChapterFile, chosen: list[Mutant]) -> Iterator[Outcome]:
+    """Run a chapter's tests against mutants, one after the other.
+
+    Raises:
+        ReproError: The chapter has no tests, or its tests fail without any mutation.
     """
     tests = tests_path(chapter)
     if not tests.is_file():
         raise ReproError(f"{chapter.slug} has no tests: {tests.relative_to(chapter.root)} is missing.")
-    if not (found := [m for m in mutants(chapter.path) if only in str(m)]):
-        words = f" that is described by {only!r}" if only else ""
-        raise ReproError(f"{chapter.slug} has no method cell with anything to change{words}.")
     started = time.monotonic()
     code, said = _test(chapter, tests, None, 600)
     if code:
@@ -182,9 +199,7 @@ def judge(chapter: ChapterFile, limit: int | None = 40, seed: int = 0, only: str
             f"The tests of {chapter.slug} fail before anything is changed; mend them first:\n{said[-2000:]}"
         )
     allowed = 5 + PATIENCE * (time.monotonic() - started)
-    if limit is not None and limit < len(found):
-        found = sorted(random.Random(seed).sample(found, limit))
-    for mutant in found:
+    for mutant in chosen:
         code, _ = _test(chapter, tests, mutant, allowed)
         yield Outcome(mutant, {0: "survived", None: "timed out"}.get(code, "killed"))
 
@@ -229,25 +244,58 @@ def basis(chapter: ChapterFile) -> str:
 
 
 def keep(chapter: ChapterFile, outcomes: list[Outcome], seed: int) -> None:
-    """Write the report that the book shows."""
-    survivors = [o.mutant for o in outcomes if o.said == "survived"]
+    """Write the report on a draw, which the book shows."""
+    _write(chapter, outcomes, {"seed": seed, "tried": len(outcomes), "at first": sum(map(_lived, outcomes))})
+
+
+def survivors(chapter: ChapterFile) -> list[Mutant]:
+    """Those of the kept report, to be tried again after tests were added.
+
+    Raises:
+        ReproError: There is no report, or the method was changed since.
+    """
+    if not report(chapter).is_file():
+        raise ReproError(f"{chapter.slug} has no report to go on with; make one: repro mutate {chapter.slug} --keep.")
+    kept, known = _kept(chapter), {m.digest: m for m in mutants(chapter.path)}
+    if missing := [s["is"] for s in kept["survivors"] if s["digest"] not in known]:
+        raise ReproError(f"{chapter.slug} has no mutant {missing[0]} any more; draw anew: --keep, not --again.")
+    return [known[s["digest"]] for s in kept["survivors"]]
+
+
+def keep_again(chapter: ChapterFile, outcomes: list[Outcome]) -> None:
+    """Renew the kept report by what the tests say now to its survivors; how many lived at first stays."""
+    _write(chapter, outcomes, {name: _kept(chapter)[name] for name in ("seed", "tried", "at first")})
+
+
+def _kept(chapter: ChapterFile) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(report(chapter).read_text(encoding="utf-8"))
+    return content
+
+
+def _lived(outcome: Outcome) -> bool:
+    return outcome.said == "survived"
+
+
+def _write(chapter: ChapterFile, outcomes: list[Outcome], draw: dict[str, int]) -> None:
+    lived = [o.mutant for o in outcomes if _lived(o)]
     content = {
         "slug": chapter.slug,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "basis": basis(chapter),
-        "seed": seed,
+        **draw,
         "mutants": len(mutants(chapter.path)),
-        "tried": len(outcomes),
-        "timed out": sum(o.said == "timed out" for o in outcomes),
-        "survivors": [{"is": str(m), "line": m.text, "before": m.before, "after": m.after} for m in survivors],
+        "survivors": [
+            {"is": str(m), "line": m.text, "before": m.before, "after": m.after, "digest": m.digest} for m in lived
+        ],
     }
     records.write_atomic(report(chapter), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 class Tally(NamedTuple):
-    """A kept report, judged: mutants that can be killed, those killed, survivors with what was judged of each."""
+    """A kept report, judged: mutants that can be killed, those killed at first and now, survivors and judgements."""
 
     counted: int
+    at_first: int
     killed: int
     survivors: list[tuple[str, str]]
     mutants: int
@@ -255,7 +303,7 @@ class Tally(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of the mutants that can be killed, how many were."""
+        """Of the mutants that can be killed, how many are."""
         return self.killed / self.counted
 
 
@@ -263,23 +311,17 @@ def tally(chapter: ChapterFile) -> Tally | None:
     """The kept report with the survivors' judgements; None where there is no report."""
     if not report(chapter).is_file():
         return None
-    kept, same = json.loads(report(chapter).read_text(encoding="utf-8")), equivalent(chapter)
+    kept, same = _kept(chapter), equivalent(chapter)
     said = [(s["is"], same.get((s["line"], s["before"], s["after"]), "")) for s in kept["survivors"]]
     counted = kept["tried"] - sum(bool(why) for _, why in said)
-    killed = kept["tried"] - len(said)
-    return Tally(counted, killed, said, kept["mutants"], kept["basis"] == basis(chapter))
+    fresh = kept["basis"] == basis(chapter)
+    return Tally(counted, kept["tried"] - kept["at first"], kept["tried"] - len(said), said, kept["mutants"], fresh)
 
 
 def table(chapters: Iterable[ChapterFile]) -> str:
     """The kept reports as an HTML table, a row a chapter, with the survivors by name."""
-    rows = "".join(map(_row, chapters))
-    heads = "".join(
-        f'<th scope="col">{h}</th>' for h in ("chapter", "mutants", "counted", "killed", "share", "survivors")
-    )
-    return (
-        '<div class="board-scroll" tabindex="0" role="region" aria-label="Mutants by chapter">'
-        f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    head = board.heads("chapter", "mutants", "counted", "killed at first", "killed now", "survivors")
+    return board.table("Mutants by chapter", head, "".join(map(_row, chapters)))
 
 
 def _row(chapter: ChapterFile) -> str:
@@ -290,7 +332,8 @@ def _row(chapter: ChapterFile) -> str:
     names = "".join(f"<li><code>{name}</code>{why}</li>" for name, why in whys)
     folded = f"<details><summary>{len(found.survivors)}</summary><ul>{names}</ul></details>" if names else "0"
     stale = "" if found.fresh else ", of an earlier version"
-    cells = [found.mutants, f"{found.counted}{stale}", found.killed, f"{found.share:.0%}", folded]
+    shares = [f"{n} ({n / found.counted:.0%})" for n in (found.at_first, found.killed)]
+    cells = [found.mutants, f"{found.counted}{stale}", *shares, folded]
     return head + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 

@@ -65,8 +65,15 @@ def as_csv(chapters: list[ChapterFile]) -> str:
     writer = csv.DictWriter(out, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in as_json(chapters):
-        writer.writerow(row | {"criterion": row["criterion"]["text"], "runs": len(row["values"])})
+        found = row | {"criterion": row["criterion"]["text"], "runs": len(row["values"])}
+        writer.writerow({name: _inert(value) for name, value in found.items()})
     return out.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text that begins like one, and is no number, is quoted."""
+    risky = isinstance(value, str) and value[:1] in {*"=+-@\t\r"}
+    return f"'{value}" if risky and not re.fullmatch(r"[+-]?\d[\d.,]*(e[+-]?\d+)?( ?[\w%]+)*", value) else value
 
 
 def as_markdown(chapters: list[ChapterFile]) -> str:

@@ -73,7 +73,7 @@ def run(
     if jupyter and not has_jupyter():
         raise ReproError("Running through Jupyter needs the extra 'book'; or add --no-jupyter.")
     nb = notebook.read(chapter.path)
-    with _alone(chapter) as place:
+    with alone(chapter) as place:
         beside = records.beside(chapter) if scale == "quick" else None
         start = time.monotonic()
         _work(
@@ -106,7 +106,7 @@ def run(
 
 
 @contextlib.contextmanager
-def _alone(chapter: ChapterFile) -> Iterator[Path]:
+def alone(chapter: ChapterFile) -> Iterator[Path]:
     """Hold the chapter's lock, which the system frees when the process ends, however it ends.
 
     Gives an empty folder for what the run writes, gone at the end; what a killed run left there goes at the start.

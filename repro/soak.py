@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
-from repro import runner
+from repro import board, runner
 from reprolib import notebook, records
 from reprolib.project import ChapterFile, ReproError
 
@@ -137,14 +137,11 @@ def _keep(root: Path, line: dict[str, Any]) -> dict[str, Any]:
 def table(chapters: Iterable[ChapterFile], root: Path) -> str:
     """The kept runs of the present code as an HTML table: a row a chapter, with each disagreement in words."""
     kept = lines(root)
-    heads = "".join(f'<th scope="col">{h}</th>' for h in ("chapter", "runs", "seconds", "peak MB", "disagreements"))
     rows = "".join(
         _row(c, [ln for ln in kept if (ln["slug"], ln["code_hash"]) == (c.slug, _code(c))]) for c in chapters
     )
-    return (
-        '<div class="board-scroll" tabindex="0" role="region" aria-label="Repeated runs by chapter">'
-        f'<table class="table"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table></div>'
-    )
+    head = board.heads("chapter", "runs", "seconds", "peak MB", "disagreements")
+    return board.table("Repeated runs by chapter", head, rows)
 
 
 def _row(chapter: ChapterFile, runs: list[dict[str, Any]]) -> str:

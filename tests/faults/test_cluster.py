@@ -217,7 +217,7 @@ def test_full_runs_go_to_the_worker_that_declares_a_gpu_and_are_told_to_use_it(l
 
 def test_a_failing_chapter_is_not_run_again_and_stops_no_other(light, pair, capsys):
     top = light(a=f"{COUNT}raise ValueError('no')", b="", c="")
-    with runner._alone(project.find("c")):
+    with runner.alone(project.find("c")):
         assert dask(pair.address, "--all") == 1
     out = capsys.readouterr().out
     assert "a  quick  FAILED: a, cell 2, line 6: ValueError: no" in out

@@ -254,7 +254,7 @@ def test_kill_nine_leaves_the_stored_files_and_no_process(held, repro_command, m
         assert process.wait() == -signal.SIGKILL
         assert wait_for(lambda: not processes(held)), [p.cmdline() for p in processes(held)]
     assert contents(held) == before and left(held) == []
-    with runner._alone(held):  # the lock went with the process
+    with runner.alone(held):  # the lock went with the process
         pass
 
 

@@ -475,6 +475,30 @@ def test_a_stale_or_broken_record_says_so_everywhere_it_is_shown(repro, stored, 
     assert code == 1 and "cut off or not JSON" in err
 
 
+def test_a_notebook_that_cannot_be_read_hides_no_other_from_the_list(repro, stored):
+    broken = stored.path.with_name("a-broken.ipynb")
+    broken.write_text("<<<<<<< HEAD", encoding="utf-8")
+    stored._replace(slug="a-broken").record("quick").write_bytes(stored.record("quick").read_bytes())
+    code, out, err = repro("list")
+    assert code == 1 and "a-broken.ipynb" in err
+    assert "toy  (part)\n  quick  1 reproduced" in out
+
+
+@pytest.mark.parametrize(
+    ("paper", "shown"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+1+cmd|' /C calc'!A0", "'+1+cmd|' /C calc'!A0"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("-2.5e-3", "-2.5e-3"),
+        ("+2.1 % points", "+2.1 % points"),
+        ("a = b", "a = b"),
+    ],
+)
+def test_no_cell_of_the_csv_is_a_formula(paper, shown):
+    assert report._inert(paper) == shown
+
+
 def test_report_as_csv_has_a_line_for_each_claim_and_scale(repro, stored, store):
     store(stored)
     lines = list(csv.DictReader(io.StringIO(repro("report", "--format", "csv")[1])))

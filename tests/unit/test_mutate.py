@@ -93,7 +93,7 @@ def test_settings_are_left_alone():
 def test_a_test_that_looks_kills_and_one_that_does_not_lets_live(chapter, capfd):
     before = chapter.path.read_bytes()
     _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5")
-    said = {str(o.mutant).partition(": ")[2]: o.said for o in mutate.judge(chapter, None)}
+    said = {str(o.mutant).partition(": ")[2]: o.said for o in mutate.judge(chapter, mutate.drawn(chapter, None))}
     assert said == {
         "1  ->  2": "killed",
         "w < 0  ->  w >= 0": "killed",
@@ -107,16 +107,16 @@ def test_a_test_that_looks_kills_and_one_that_does_not_lets_live(chapter, capfd)
 def test_a_mutant_that_never_ends_is_stopped_and_counts_as_killed(chapter, monkeypatch):
     _tests(chapter, "import time; time.sleep(0 if area(3, 4) == 12 else 600)")
     monkeypatch.setattr(mutate, "PATIENCE", 0.0)
-    said = [o.said for o in mutate.judge(chapter, None) if o.mutant.after == "w / h"]
+    said = [o.said for o in mutate.judge(chapter, mutate.drawn(chapter, None)) if o.mutant.after == "w / h"]
     assert said == ["timed out"]
 
 
 def test_tests_that_are_missing_or_red_before_are_refused(chapter):
     with pytest.raises(ReproError, match=r"toy-area has no tests: tests/chapters/test_toy_area\.py is missing"):
-        next(mutate.judge(chapter))
+        next(mutate.judge(chapter, []))
     _tests(chapter, "assert area(3, 4) == 13")
     with pytest.raises(ReproError, match="The tests of toy-area fail before anything is changed"):
-        next(mutate.judge(chapter))
+        next(mutate.judge(chapter, []))
 
 
 def test_the_command_names_survivors_counts_and_fails_below_the_goal(chapter, monkeypatch, capsys):
@@ -139,9 +139,12 @@ def test_the_command_names_survivors_counts_and_fails_below_the_goal(chapter, mo
     [
         (["--keep", "--only", "w * h"], "--keep stores a report on a draw from all mutants; leave out --only"),
         (["--limit", "0"], "--limit must be at least 1; got 0"),
+        (["--again", "--keep"], "--again tries the survivors of the stored report; leave out --keep and --only"),
+        (["--again"], "toy-area has no report to go on with; make one: repro mutate toy-area --keep"),
     ],
 )
-def test_a_report_on_a_chosen_few_or_none_is_refused(chapter, capsys, options, said):
+def test_a_report_on_a_chosen_few_or_none_is_refused(chapter, monkeypatch, capsys, options, said):
+    monkeypatch.setattr(cli.project, "find", lambda _: chapter)
     assert cli.main(["mutate", "toy-area", *options]) == 1
     assert said in capsys.readouterr().err and not mutate.report(chapter).exists()
 
@@ -165,7 +168,7 @@ def test_a_survivor_judged_equivalent_does_not_count_and_one_that_is_killed_show
     said = capsys.readouterr().out
     assert "survived, and is the same: cell 2, line 4: 0  ->  1" in said and "3 of 3 mutants killed (100%)" in said
     shown = mutate.table([chapter])
-    assert "<td>4</td><td>3</td><td>3</td><td>100%</td>" in shown and "the same, w is never 0 here" in shown
+    assert "<td>4</td><td>3</td><td>3 (100%)</td><td>3 (100%)</td>" in shown and "the same, w is never 0 here" in shown
     _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5 and area(0) == 0")
     assert cli.main(["mutate", "toy-area"]) == 0
     assert "killed, though judged the same: cell 2, line 4: 0  ->  1" in capsys.readouterr().out
@@ -194,10 +197,42 @@ def test_the_kept_report_is_shown_until_method_or_tests_change(chapter, monkeypa
     assert '<td>4</td><td colspan="4">not yet tried</td>' in mutate.table([chapter])
     assert cli.main(["mutate", "toy-area", "--keep"]) == 1
     kept = json.loads(mutate.report(chapter).read_text(encoding="utf-8"))
-    assert (kept["mutants"], kept["tried"], kept["timed out"], kept["seed"]) == (4, 4, 0, 0)
+    assert (kept["mutants"], kept["tried"], kept["at first"], kept["seed"]) == (4, 4, 1, 0)
     assert [s["is"] for s in kept["survivors"]] == ["cell 2, line 4: 0  ->  1"]
     shown = mutate.table([chapter])
-    assert "<td>4</td><td>4</td><td>3</td><td>75%</td>" in shown
+    assert "<td>4</td><td>4</td><td>3 (75%)</td><td>3 (75%)</td>" in shown
     assert "<code>cell 2, line 4: 0  -&gt;  1</code>" in shown and "earlier" not in shown
     _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5 and area(0) == 0")
     assert "<td>4, of an earlier version</td>" in mutate.table([chapter])
+
+
+def test_survivors_are_tried_again_when_a_test_was_added_and_the_first_count_stays(chapter, monkeypatch, capsys):
+    monkeypatch.setattr(cli.project, "find", lambda _: chapter)
+    _tests(chapter, "assert area(3, 4) == 12")
+    assert cli.main(["mutate", "toy-area", "--keep"]) == 1
+    assert len(mutate.survivors(chapter)) == 2
+    _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5 and area(0) == 0")
+    capsys.readouterr()
+    assert cli.main(["mutate", "toy-area", "--again"]) == 0
+    assert capsys.readouterr().out == "toy-area: 4 of 4 mutants killed (100%)\n"
+    assert "<td>4</td><td>4</td><td>2 (50%)</td><td>4 (100%)</td><td>0</td>" in mutate.table([chapter])
+    assert cli.main(["mutate", "toy-area", "--again"]) == 0 and mutate.survivors(chapter) == []
+
+
+def test_two_mutants_of_one_name_on_one_line_are_told_apart(chapter, monkeypatch):
+    monkeypatch.setattr(cli.project, "find", lambda _: chapter)
+    _tests(chapter, "assert area(3, 4) == 12 and area(5) == 5")
+    text = chapter.path.read_text(encoding="utf-8")
+    chapter.path.write_text(text.replace("return w * h", "return w * h * 1 / 1"), encoding="utf-8")
+    ones = [m for m in mutate.mutants(chapter.path) if (m.line, m.before) == (6, "1")]
+    assert len({str(m) for m in ones}) == 1 and len({m.digest for m in ones}) == 2
+
+
+def test_survivors_of_a_method_that_was_changed_are_refused(chapter, monkeypatch, capsys):
+    monkeypatch.setattr(cli.project, "find", lambda _: chapter)
+    _tests(chapter, "assert area(3, 4) == 12")
+    cli.main(["mutate", "toy-area", "--keep"])
+    text = chapter.path.read_text(encoding="utf-8")
+    chapter.path.write_text(text.replace("w < 0", "w < -1"), encoding="utf-8")
+    assert cli.main(["mutate", "toy-area", "--again"]) == 1
+    assert "toy-area has no mutant cell 2, line 2: 1  ->  2 any more; draw anew: --keep" in capsys.readouterr().err

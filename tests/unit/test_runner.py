@@ -166,12 +166,12 @@ def test_a_chapter_edited_while_it_ran_is_not_stored(checkout, toy_cells):
 
 def test_a_run_that_is_going_on_refuses_a_second_one_and_only_of_the_same_chapter(checkout):
     chapter, other = checkout(), checkout(slug="other")
-    with runner._alone(chapter):
+    with runner.alone(chapter):
         with pytest.raises(ReproError, match="toy is being run by another process; wait for it or stop it"):
             runner.run(chapter)
-        with runner._alone(other):
+        with runner.alone(other):
             pass
-    with runner._alone(chapter):
+    with runner.alone(chapter):
         pass
 
 
