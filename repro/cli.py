@@ -180,8 +180,8 @@ def _judged(chapter: ChapterFile, draw: list[mutate.Mutant]) -> Iterator[mutate.
         why = same.get(outcome.mutant.name)
         if outcome.said == "survived":
             print(f"  {'survived, and is the same' if why else 'survived'}: {outcome.mutant}", flush=True)
-        elif why:
-            print(f"  {outcome.said}, though judged the same: {outcome.mutant}", flush=True)
+        elif why or outcome.said == "timed out":
+            print(f"  {outcome.said}{', though judged the same' if why else ''}: {outcome.mutant}", flush=True)
         yield outcome
 
 

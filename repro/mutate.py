@@ -14,8 +14,10 @@ import ast
 import copy
 import hashlib
 import json
+import math
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -38,7 +40,8 @@ OTHERS = {"sum": "mean", "mean": "sum", "max": "min", "min": "max", "argmax": "a
 OTHERS |= {"amax": "amin", "amin": "amax", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like", "cos": "sin"}
 DROPPED = {"sqrt", "square", "abs", "exp", "log", "transpose", "swapaxes", "flip", "conj", "cumsum", "detach", "rsqrt"}
 GOAL = 0.85  # the share of its mutants that a chapter's tests should kill
-PATIENCE = 4.0  # a mutant may take so many times as long as the method itself
+PATIENCE = 4.0  # a mutant may compute so many times as long as the method itself: processor seconds, load is no reason
+WAITING = 20.0  # and last so many times as long on the clock, in case it sleeps
 
 
 class Mutant(NamedTuple):
@@ -192,16 +195,22 @@ def judge(chapter: ChapterFile, chosen: list[Mutant]) -> Iterator[Outcome]:
     tests = tests_path(chapter)
     if not tests.is_file():
         raise ReproError(f"{chapter.slug} has no tests: {tests.relative_to(chapter.root)} is missing.")
-    started = time.monotonic()
-    code, said = _test(chapter, tests, None, 600)
+    started, before = time.monotonic(), _computed()
+    code, said = _test(chapter, tests, None, 600, 600)
     if code:
         raise ReproError(
             f"The tests of {chapter.slug} fail before anything is changed; mend them first:\n{said[-2000:]}"
         )
-    allowed = 5 + PATIENCE * (time.monotonic() - started)
+    clock, cpu = 5 + WAITING * (time.monotonic() - started), 5 + PATIENCE * (_computed() - before)
     for mutant in chosen:
-        code, _ = _test(chapter, tests, mutant, allowed)
-        yield Outcome(mutant, {0: "survived", None: "timed out"}.get(code, "killed"))
+        code, _ = _test(chapter, tests, mutant, clock, cpu)
+        yield Outcome(mutant, {0: "survived", None: "timed out", -signal.SIGXCPU: "timed out"}.get(code, "killed"))
+
+
+def _computed() -> float:
+    """Processor seconds of the children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def tests_path(chapter: ChapterFile) -> Path:
@@ -245,7 +254,9 @@ def basis(chapter: ChapterFile) -> str:
 
 def keep(chapter: ChapterFile, outcomes: list[Outcome], seed: int) -> None:
     """Write the report on a draw, which the book shows."""
-    _write(chapter, outcomes, {"seed": seed, "tried": len(outcomes), "at first": sum(map(_lived, outcomes))})
+    late = sum(o.said == "timed out" for o in outcomes)
+    lived = sum(map(_lived, outcomes))
+    _write(chapter, outcomes, {"seed": seed, "tried": len(outcomes), "at first": lived, "timed out": late})
 
 
 def survivors(chapter: ChapterFile) -> list[Mutant]:
@@ -264,7 +275,8 @@ def survivors(chapter: ChapterFile) -> list[Mutant]:
 
 def keep_again(chapter: ChapterFile, outcomes: list[Outcome]) -> None:
     """Renew the kept report by what the tests say now to its survivors; how many lived at first stays."""
-    _write(chapter, outcomes, {name: _kept(chapter)[name] for name in ("seed", "tried", "at first")})
+    kept = _kept(chapter)
+    _write(chapter, outcomes, {name: kept[name] for name in ("seed", "tried", "at first", "timed out") if name in kept})
 
 
 def _kept(chapter: ChapterFile) -> dict[str, Any]:
@@ -337,7 +349,7 @@ def _row(chapter: ChapterFile) -> str:
     return head + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
-def _test(chapter: ChapterFile, tests: Path, mutant: Mutant | None, seconds: float) -> tuple[int | None, str]:
+def _test(chapter: ChapterFile, tests: Path, mutant: Mutant | None, clock: float, cpu: float) -> tuple[int | None, str]:
     """pytest's exit code (None: too slow) and its words, from a child process that sees the mutant's cell."""
     import pytest
     import torch  # noqa: F401  imported once, before the children are forked: most of the time of a short test run
@@ -345,13 +357,14 @@ def _test(chapter: ChapterFile, tests: Path, mutant: Mutant | None, seconds: flo
     with tempfile.TemporaryFile("w+") as out:
         if not (child := os.fork()):
             os.setsid()  # so that what the tests start ends with them
+            resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu), resource.RLIM_INFINITY))
             for stream in (1, 2):
                 os.dup2(out.fileno(), stream)
             sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
             if mutant:
                 notebook.read = _seen_with(mutant, chapter.path)
             os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-n0", str(tests)])))
-        code = _wait(child, seconds)
+        code = _wait(child, clock)
         out.seek(0)
         return code, out.read()
 

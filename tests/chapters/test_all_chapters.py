@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from repro import cli, lint
+from repro import cli, lint, mutate
 from reprolib import notebook, project, records
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +50,13 @@ def test_the_verdicts_on_the_page_are_those_of_the_record(chapter):
         for cells in (re.split(r"(?<!\\)\|", line) for line in shown.splitlines()[2:])
     }
     assert quick == {c["id"]: c["verdict"] for c in record["claims"]}
+
+
+def test_the_tests_notice_broken_methods_and_each_survivor_is_judged(chapter):
+    if (found := mutate.tally(chapter)) is None:
+        pytest.skip(f"not yet tried: repro mutate {chapter.slug} --keep")
+    assert found.share >= mutate.GOAL
+    assert [name for name, why in found.survivors if not why] == []
 
 
 def test_every_number_of_the_record_is_of_this_chapter(chapter):

@@ -123,6 +123,16 @@ def test_a_batch_is_its_tables(chapter, g):
     assert_close(chapter.residuals(X, [0, 3], 1)[2], chapter.residuals(X[2], [0, 3], 1), rtol=0, atol=1e-11)
     closed = chapter.closed_precision(torch.stack([chapter.chain(5), torch.eye(5, dtype=torch.float64)]))
     assert_close(closed[0], chapter.closed_precision(chapter.chain(5)))
+    assert_close(chapter.precision(X.unflatten(0, (2, 2))).flatten(0, 1), chapter.precision(X))
+
+
+def test_a_ratio_far_steadier_than_the_others_is_not_taken_for_a_fixed_one(chapter, g):
+    X = composition(g, 60, 20)
+    spread = 3e-5 * torch.randn(60, generator=g, dtype=torch.float64)
+    X[:, 1] = X[:, 0] * spread.exp()
+    P = chapter.precision(X)
+    assert P.abs().max() > 1e8  # as large as the ratio's variance is small
+    assert_close(P, chapter.alr_precision(X, 0), rtol=1e-4, atol=1e-4)
 
 
 def test_partial_reads_a_matrix_of_three_as_the_textbook_does(chapter):
@@ -260,11 +270,24 @@ def test_melted_glass_follows_the_recipe(chapter, g):
     assert steady == pytest.approx(amounts + 2 * 0.01**2, rel=0.02)
 
 
+def test_every_oxide_scatters_by_five_percent_but_silicon_and_sodium_by_one(chapter, g, monkeypatch):
+    weighed = {name: (level, 0.0, holds) for name, (level, _, holds) in chapter.INGREDIENTS.items()}
+    monkeypatch.setattr(chapter, "INGREDIENTS", weighed)
+    X = chapter.melt((20_000,), g)
+    others = [k for k, oxide in enumerate(chapter.OXIDES) if oxide not in ("Si", "Na")]
+    si, na = (X[:, [chapter.OXIDES.index(oxide)]].log() for oxide in ("Si", "Na"))
+    found = (X[:, others].log() - si).std(0)
+    assert_close(found, torch.full((9,), math.hypot(0.05, 0.01), dtype=torch.float64), rtol=0.03, atol=0)
+    assert (si - na).std().item() == pytest.approx(math.hypot(0.01, 0.01), rel=0.03)
+
+
 def test_a_report_prints_the_last_digit_and_never_zero(chapter):
     X = torch.tensor([[70.26, 1.846, 0.004, 0.5, 6.0, 17.96, 0.4, 0.07, 0.05, 0.014, 0.8]], dtype=torch.float64)
     known = torch.tensor([[70.3, 1.85, 0.01, 0.5, 6.0, 18.0, 0.4, 0.07, 0.05, 0.01, 0.8]], dtype=torch.float64)
     assert_close(chapter.report(X), known)
-    assert chapter.UNITS[chapter.OXIDES.index("Na")] == 0.1
+    traces = torch.full((1, 11), 0.01, dtype=torch.float64)
+    traces[:, [0, 5]] = 0.1  # silicon and sodium are printed to a tenth
+    assert_close(chapter.report(torch.full_like(X, 1e-6)), traces)
 
 
 def test_every_ingredient_is_whole_or_loses_oxygen_only(chapter):

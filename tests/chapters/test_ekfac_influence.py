@@ -72,6 +72,7 @@ def test_gradients_are_those_of_autograd_sequence_by_sequence(chapter, model, da
     for n in range(N):
         for name, expected in naive(model, x[n], y[n], mask[n]).items():
             assert_close(found[name][n], expected, **CLOSE)
+    assert not any(dw.requires_grad for dw in found.values())  # so that many can be kept without their graphs
 
 
 def test_gradients_at_the_outputs_are_those_of_the_log_likelihood(chapter, g):
@@ -221,6 +222,18 @@ def test_with_one_example_the_block_is_a_kronecker_product_and_ekfac_is_exact(ch
     G = torch.kron(torch.diag(p) - torch.outer(p, p), torch.outer(a, a))
     exact = torch.linalg.solve(G + 0.3 * torch.eye(4 * C), v.flatten(1).T).T
     assert_close(chapter.inverse(v, f.Q_A, f.Q_S, f.Lambda, 0.3).flatten(1), exact, rtol=1e-7, atol=1e-8)
+
+
+def test_the_expectation_over_labels_reaches_every_layer_of_a_deep_network(chapter, g):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, C)).double()
+    x, mask = torch.randn(N, 3, generator=g, dtype=torch.float64), torch.ones(N, 1, dtype=torch.bool)
+    factors = chapter.ekfac(net, ["0", "2"], [(x, mask)], chapter.expected("categorical"))
+    p = net(x).softmax(-1).detach()
+    each = [chapter.gradients(net, ["0", "2"], x, torch.full((N,), c), mask) for c in range(C)]
+    for name, f in factors.items():
+        squares = torch.stack([(f.Q_S.T @ dw[name] @ f.Q_A) ** 2 for dw in each], 1)  # (N, C, P, M + 1)
+        assert_close(f.Lambda, (p[..., None, None] * squares).sum(1).mean(0), **CLOSE)
 
 
 # Step 4 and scores

@@ -216,6 +216,13 @@ def test_the_sampled_fisher_has_the_exact_one_as_its_mean(chapter, g):
     assert ((stacked.mean(0) - exact).abs() <= 5 * standard_error + 1e-12).all()  # 5 sigma over 27 parameters
 
 
+def test_a_single_class_carries_no_information(chapter, g):
+    params, x = network([4, 3, 1], g), random(5, 4, g=g)
+    exact, sampled = chapter.diagonal_fisher(params, x), chapter.sampled_fisher(params, x, g)
+    for f in (*exact, *sampled, *chapter.empirical_fisher(params, x, torch.zeros(5, dtype=torch.long))):
+        assert (f == 0).all()
+
+
 # Floor and norm
 
 

@@ -169,6 +169,16 @@ def test_the_converged_mean_is_where_the_logarithms_cancel(chapter, g):
     assert chapter.distance2(X, B).mean() < worse
 
 
+def test_the_mean_stops_when_each_of_a_stack_stands_still_by_its_own_size(chapter, g, monkeypatch):
+    X, step, steps = spd(4, 1, 2, 6, g=g), chapter.mean_step, []
+    X[0, 0] = 1e6 * X[0, 0, 0]  # one matrix six times: its own mean
+    monkeypatch.setattr(chapter, "mean_step", lambda X, B: steps.append(B) or step(X, B))
+    B = chapter.bw_mean(X, 1000)
+    assert len(steps) < 40
+    assert_close(B[0, 0, 0], X[0, 0, 0], rtol=1e-12, atol=0)
+    assert chapter.bw_log(B[0, 1], X[0, 1]).mean(0).abs().max() < 1e-12
+
+
 def test_log_exp_and_transports_agree_with_scipy_and_undo_each_other(chapter, g):
     B, X = spd(4, g=g), spd(4, g=g)
     product = sqrtm((B @ X).numpy()).real
@@ -476,8 +486,18 @@ def test_arms_start_alike_and_the_bias_has_no_ties(chapter, g):
     assert (p["w"][0, 0] != p["w"][0, 1]).any()
     G = torch.linalg.matrix_exp(p["S_G"][0, 0])
     assert_close(G, torch.eye(4).double() + 1e-7 * torch.arange(1, 5).double().diag(), rtol=0, atol=1e-14)
-    assert p["u"].abs().max() <= 1 / math.sqrt(72)
-    assert p["w"].abs().max() <= 1 / math.sqrt(8)
+    for name, fan_in in (("u", 72), ("w", 8), ("A", 16)):
+        bound = 1 / math.sqrt(fan_in)
+        assert 0.8 * bound < p[name].max() <= bound, name
+        assert -0.8 * bound > p[name].min() >= -bound, name
+
+
+def test_normalisations_start_without_gain_shift_or_metric(chapter, g):
+    p = chapter.initial(2, 3, 4, 5, g, bimap_from=6, filters=2)
+    for name in ("gamma", "gamma_out", "gain", "s"):
+        assert (p[name] == 1).all(), name
+    for name in ("beta", "shift", "S_M", "c"):
+        assert (p[name] == 0).all(), name
 
 
 ARMS = [("none", {}), ("aim", {}), ("lem", {}), ("euclidean", {}), ("gbw", {}), ("gbw", {"theta": 0.5})]

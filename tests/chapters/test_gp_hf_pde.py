@@ -155,6 +155,16 @@ def test_objective_and_all_gradients_are_those_of_the_dense_form(chapter, small,
             assert_close(ours[row], truth, rtol=1e-7, atol=1e-7 * truth.abs().max().item())
 
 
+def test_the_precisions_stand_still_at_the_reciprocal_mean_squares_of_their_residuals(chapter, small, g):
+    run = chapter.Run(small[1.0], "StM", chapter.Start(*mixture(g, 2, 3, 3.0)))
+    u = torch.randn(2, 16, generator=g, **F64)
+    L, Kxx = (t.detach() for t in chapter.covariances(*run.lags()))
+    _, r, e = chapter.residuals(small[1.0], L, Kxx, u)
+    best = -e.square().mean(-1).log(), -r.square().mean(-1).log()
+    by = chapter.gradients(small[1.0], L, Kxx, u, *best)
+    assert_close(torch.stack([by.log_tau, by.log_v]), torch.zeros(2, 2, **F64), rtol=0, atol=1e-10)
+
+
 def test_the_best_u_of_poisson_minimises_the_dense_objective(chapter, small, g):
     raw, ell, mu = mixture(g, 1, 3, 3.0)
     run = chapter.Run(small[0.0], "StM", chapter.Start(raw, ell, mu))
@@ -351,6 +361,21 @@ def test_training_in_two_dimensions_keeps_its_axes_apart(chapter):
     assert_close(run.predict(x, x), run.U.detach(), rtol=0, atol=1e-3)
     assert (run.predict(x, x) - run.U.detach().mT).abs().max() > 5e-3
     assert run.predict(x, x[:3]).shape == (3, 3)
+
+
+def test_between_the_points_each_axis_of_the_plane_has_its_own_kernel(chapter, g):
+    x, at = torch.linspace(0, 1, 6, **F64), double(0.13, 0.77)
+    both = mixture(g, 2, 3, 3.0)
+    run = chapter.Run2d("StM", x, torch.zeros(6, 6, **F64), torch.zeros(24, **F64), chapter.Start(*both))
+    run.U = torch.randn(6, 6, generator=g, **F64)
+    maps = []
+    for raw, ell, mu in zip(*both, strict=True):
+        of = [t.tolist() for t in (raw.exp(), ell, mu)]
+        K, near = (
+            double(*(plain_kernel("StM", *of, abs(a - b)) for a in p.tolist() for b in x.tolist())) for p in (x, at)
+        )
+        maps.append(near.view(2, 6) @ torch.linalg.inv(K.view(6, 6) + 1e-6 * torch.eye(6, **F64)))
+    assert_close(run.predict(x, at), maps[0] @ run.U @ maps[1].mT, rtol=1e-7, atol=1e-7)
 
 
 @pytest.mark.parametrize("features", [False, True])

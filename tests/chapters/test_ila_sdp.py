@@ -89,6 +89,7 @@ def test_an_error_does_not_see_the_names_of_the_clusters(chapter):
     assert chapter.errors(torch.tensor([[2, 2, 0, 0, 1, 1]]), truth, 3).item() == 0
     assert chapter.errors(torch.tensor([[2, 2, 0, 0, 1, 0]]), truth, 3).item() == pytest.approx(1 / 6)
     assert chapter.errors(torch.tensor([[0, 0, 0, 0, 0, 0]]), truth, 3).item() == pytest.approx(2 / 3)
+    assert chapter.errors(torch.tensor([[0, 1, 2, 0, 1, 2]]), truth, 3).item() == 0.5  # right sizes, wrong members
 
 
 # Lifting and costs
@@ -107,6 +108,12 @@ def test_costs_are_the_naive_pairs(chapter, g):
     for b, k in product(range(2), range(3)):
         expected = naive_cost(data.X[b].numpy(), data.Sigma[b, k].numpy() * (k + 1))
         assert_close(C[b, k], torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+
+
+def test_costs_keep_their_digits_far_from_the_origin(chapter, g):
+    data = world(chapter, g, n=12, K=3, d=4)
+    near = chapter.costs(data.X, data.Sigma)
+    assert_close(chapter.costs(data.X + 1e6, data.Sigma), near, rtol=0, atol=1e-6)  # ‖x‖² alone would leave no digit
 
 
 def test_the_objective_of_hard_labels_is_the_profile_likelihood(chapter, g):
@@ -343,6 +350,22 @@ def test_em_is_scikit_learns(chapter, g):
     ours = chapter.em(X[None], r, steps=31, ridge=0.01)
     assert ours.score.item() == pytest.approx(theirs.score(X.numpy()), abs=1e-10)
     assert ours.labels[0].tolist() == theirs.predict(X.numpy()).tolist()
+
+
+def test_em_runs_on_each_data_set_of_a_batch_by_itself(chapter, g):
+    X, r = world(chapter, g, B=3, n=30, K=3, sep=3.0).X, chapter.random_memberships(3, 30, 3, g)
+    together = chapter.em(X, r, steps=20)
+    for b in range(3):
+        alone = chapter.em(X[b : b + 1], r[b : b + 1], steps=20)
+        assert together.labels[b].tolist() == alone.labels[0].tolist()
+        assert_close(together.score[b], alone.score[0])
+
+
+def test_a_cluster_without_points_leaves_em_to_the_others(chapter, g):
+    X, r = world(chapter, g, B=2, n=30).X, chapter.random_memberships(2, 30, 2, g)
+    three, two = chapter.em(X, torch.cat([r, 0 * r[..., :1]], -1), steps=20), chapter.em(X, r, steps=20)
+    assert three.labels.tolist() == two.labels.tolist()
+    assert_close(three.score, two.score)
 
 
 def test_random_starts_are_nearest_points_and_even_shares(chapter, g):

@@ -96,6 +96,9 @@ def test_both_solvers_are_numpys_on_full_and_deficient_systems(chapter, g):
     known = by_numpy(SX)
     assert_close(chapter.solve(SX), known, rtol=1e-10, atol=1e-12)
     assert_close(chapter.solve_gram(SX.mT @ SX), known, rtol=1e-8, atol=1e-9)
+    grid = SX.unflatten(0, (2, 6))
+    for found in (chapter.solve(grid), chapter.solve_gram(grid.mT @ grid)):
+        assert_close(found.flatten(0, 1), known, rtol=1e-8, atol=1e-9)
 
 
 def test_a_nearly_but_not_quite_deficient_system_is_solved_as_it_is(chapter, g):

@@ -68,6 +68,11 @@ def test_the_hinge_of_three_tokens_by_hand(chapter):
     assert_close(chapter.inverted_hinge(z, torch.arange(3)), torch.tensor([1.5, 0.5, 0.4]).double())
 
 
+def test_of_two_tokens_the_other_one_is_the_rival(chapter):
+    z = torch.tensor([0.7, 0.3], dtype=torch.float64).log().expand(2, 2)
+    assert_close(chapter.inverted_hinge(z, torch.arange(2)), torch.tensor([1.4, 0.6]).double())
+
+
 def test_the_hinge_is_that_of_a_loop_over_places(chapter, g):
     z, t = 3 * random(4, 5, V, g=g), labels(4, 5, g=g)
     found = chapter.inverted_hinge(z, t)

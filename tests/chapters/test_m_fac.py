@@ -310,6 +310,14 @@ def test_pruning_falls_by_one_factor_sees_only_what_is_left_and_never_revives(ch
     assert_close(new[:, fixed], w[:, fixed], rtol=0, atol=0)
 
 
+def test_pruning_in_one_step_is_the_rule_once(chapter, g):
+    w, G = random(2, 10, g=g), random(2, 5, 10, g=g)
+    rule = chapter.surgeon
+    new = chapter.prune(w, torch.arange(10), lambda _: G, rule, sparsity=0.6, steps=1)
+    assert_close(new, rule(w, lambda: G, 6)[0], rtol=0, atol=0)
+    assert ((new == 0).sum(1) == 6).all()
+
+
 def test_windows_are_taken_at_the_weights_that_earlier_steps_left_and_in_their_columns(chapter, g):
     w, asked = random(1, 6, g=g), []
 

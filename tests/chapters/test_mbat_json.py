@@ -112,6 +112,7 @@ def test_names_decide_what_is_drawn(chapter):
     other.item(("string", "z"))  # drawing order must not matter
     for ask in (lambda s: s.item(("string", "x")), lambda s: s.role(("key", "x"))):
         assert_close(ask(one), ask(other), rtol=0, atol=0)
+        assert_close(ask(one), ask(chapter.Space(8)), rtol=0, atol=0)  # seed 0 unless told otherwise
         assert (ask(one) - ask(third)).abs().max() > 0.1
     assert (one.item(("constant", True)) - one.item(("string", "True"))).abs().max() > 0.1
     flat = chapter.Space(8, 0, "convolution")  # there roles are drawn as items are

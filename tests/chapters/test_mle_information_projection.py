@@ -140,6 +140,16 @@ def test_a_change_of_statistics_changes_nothing(chapter, g):
         assert_close(ours, other, rtol=1e-9, atol=1e-9)
 
 
+def test_the_unit_of_the_statistics_does_not_matter(chapter, g):
+    xi, truth = parabola(5), law(5, g)
+    model = projected(chapter, truth, xi)[1]
+    for unit in (1e-12, 1e12):  # the means agree up to rounding, which grows with the unit
+        for ours, other in zip(
+            chapter.risk_coefficients(model, truth, unit * xi), chapter.risk_coefficients(model, truth, xi), strict=True
+        ):
+            assert_close(ours, other, rtol=1e-9, atol=1e-9)
+
+
 def test_independent_parts_add_up(chapter, g):
     a, b = law(4, g), law(4, g)
     xi = parabola(4)
@@ -279,6 +289,29 @@ def test_the_means_are_met_from_a_distant_start(chapter, g):
     theta, exists = chapter.match_means(truths @ xi, xi, torch.zeros(6).double(), double([2.0, -0.5]))
     assert exists.all()
     assert_close(chapter.log_probabilities(theta, xi, torch.zeros(6).double()).exp() @ xi, truths @ xi)
+
+
+def steps_to_coins(q: float, coins: int) -> int:
+    """Newton steps from fair coins to as many of chance q: damped while the decrement is above ¼, the last counts."""
+    theta, steps = 0.0, 0
+    while True:
+        p = 1 / (1 + math.exp(-theta))
+        v, steps = p * (1 - p), steps + 1
+        decrement = math.sqrt(coins / v) * abs(q - p)
+        theta += (q - p) / v / (1 + decrement if decrement > 0.25 else 1)
+        if decrement < 1e-10:
+            return steps
+
+
+@pytest.mark.parametrize("coins", [1, 3])
+def test_rare_events_are_met_if_thirty_steps_of_a_naive_newton_reach_them(chapter, coins):
+    xi, zero = double(list(product((0.0, 1.0), repeat=coins))), torch.zeros(2**coins).double()
+    chances = [math.exp(-k / 4) for k in range(4, 160)]
+    theta, exists = chapter.match_means(double(chances)[:, None].expand(-1, coins), xi, zero, zero[:coins])
+    assert exists.tolist() == [steps_to_coins(q, coins) <= 30 for q in chances]
+    found = theta[exists]
+    assert 60 < len(found) < 156  # some are out of reach
+    assert_close(found, double(chances)[exists].logit()[:, None].expand(-1, coins), rtol=1e-9, atol=1e-9)
 
 
 # Divergence, Bayes error, size

@@ -270,6 +270,20 @@ def test_without_sampling_noise_both_estimators_return_the_truth(chapter, estima
     assert found.sigma.item() == pytest.approx(0.25, abs=1e-6)
 
 
+@pytest.mark.parametrize("variable", ["FREQUENCY", "BANDWIDTH", "ORIENTATION"])
+def test_the_fit_stops_at_the_maximum_itself_and_not_where_rounding_hides_the_ascent(chapter, variable):
+    psi, sigma = getattr(chapter, variable).scale(), torch.linspace(0.1, 0.4, 31, dtype=torch.float64)
+    found = chapter.fit_scale(1000 * chapter.response_probability(psi.expand(31, 13), sigma), 1000)
+    assert_close(found.psi, psi.expand(31, 13), rtol=0, atol=1e-12)
+    assert_close(found.sigma, sigma, rtol=1e-12, atol=0)
+
+
+def test_answers_without_a_contradiction_have_no_most_likely_noise(chapter):
+    sure = 5.0 * (chapter.response_probability(chapter.FREQUENCY.scale()[None], double(0.1)) > 0.5)
+    with pytest.raises(ValueError, match=r"No convergence in 60 Newton steps .*: separable data\?"):
+        chapter.fit_scale(sure, 5)
+
+
 def test_the_official_fit_clips_and_stays_increasing(chapter, g):
     psi = chapter.FREQUENCY.scale()
     k = chapter.respond(psi.expand(5, 13), torch.full((5,), 0.1).double(), 5, g)

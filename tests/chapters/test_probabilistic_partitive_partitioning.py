@@ -418,6 +418,14 @@ def test_a_column_needs_both_a_bic_gain_and_ashmans_d(chapter, g):
     assert columns.keep.tolist() == [False, True]
 
 
+def test_a_column_is_bimodal_from_an_ashmans_d_of_two(chapter, g):
+    far = torch.cat([normal(300, 1, g=g), normal(300, 1, g=g) + 20])
+    near = torch.cat([normal(300, 1, g=g), normal(300, 1, g=g) + 2.8])
+    columns = chapter.separable_columns(torch.cat([far, near], 1))
+    assert columns.score[1] > 0 and 2 < columns.ashman[1] < 3
+    assert columns.keep.tolist() == [True, True]
+
+
 def test_bhattacharyya_is_the_integral_in_one_dimension(chapter, g):
     X = torch.cat([normal(300, 1, g=g), 0.5 * normal(200, 1, g=g) + 2])
     labels = torch.arange(500).ge(300).long()
@@ -469,6 +477,7 @@ def test_x_means_bic_is_that_of_round_gaussians_summed_row_by_row(chapter, g):
     assert chapter.x_means(S, side).gain == pytest.approx(gain, rel=1e-9)
     assert chapter.x_means(S, side).refusal == ("" if gain > 0 else "BIC")
     assert chapter.x_means(S, S[:, 1] > 0).refusal == "BIC"
+    assert chapter.x_means(S, side).agreement == 1  # this test asks for none
 
 
 def test_the_silhouette_is_scikit_learns(chapter, g):
@@ -482,6 +491,19 @@ def test_hopkins_is_half_for_uniform_rows_and_near_one_for_clusters(chapter, g):
     flat = [chapter.hopkins(torch.rand(1000, 2, generator=g, dtype=torch.float64), g) for _ in range(40)]
     assert np.mean(flat) == pytest.approx(0.5, abs=0.04)
     assert chapter.hopkins(blobs(chapter, [(0, 0), (50, 50)], 300, g).X, g) > 0.95
+
+
+@pytest.mark.parametrize(("n", "m"), [(10, 1), (19, 1), (129, 12)])
+def test_hopkins_compares_nearest_neighbours_of_a_tenth_of_the_rows(chapter, g, n, m):
+    X = normal(n, 3, g=g) * torch.tensor([1.0, 5.0, 0.2])
+    draws = torch.Generator().manual_seed(7)
+    low, high = X.min(0).values, X.max(0).values
+    places = low + (high - low) * torch.rand(m, 3, generator=draws, dtype=X.dtype)
+    rows = torch.randperm(n, generator=draws)[:m].tolist()
+    u = sum(min((place - x).norm() for x in X) ** 3 for place in places)
+    w = sum(min((X[i] - x).norm() for k, x in enumerate(X) if k != i) ** 3 for i in rows)
+    found = chapter.hopkins(X, torch.Generator().manual_seed(7))
+    assert found == pytest.approx((u / (u + w)).item(), rel=1e-6)
 
 
 def test_hopkins_draws_its_rows_from_all_rows(chapter, g):

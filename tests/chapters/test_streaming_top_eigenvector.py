@@ -279,6 +279,14 @@ def test_oja_takes_several_streams_each_with_its_own_steps(chapter, g):
         assert_close(together.V[s], alone.V)
 
 
+def test_in_one_dimension_oja_multiplies_by_one_factor_a_row(chapter, g):
+    A, eta = rows_of(g, 70, 1), torch.tensor([0.1, 2.0]).double()
+    oja = chapter.Oja(torch.tensor([-3.0]).double(), eta)
+    oja.feed(A)
+    assert_close(oja.growth, (1 + eta * A.square()).log().sum(0))
+    assert_close(oja.V, torch.tensor([[-1.0], [-1.0]]).double())
+
+
 def test_a_block_that_forgets_the_rows_before_is_told_apart(chapter, g):
     A, start = rows_of(g, 32, 5), rows_of(g, 5, 1)[:, 0]
     v = start / start.norm()

@@ -104,11 +104,25 @@ def test_a_test_that_looks_kills_and_one_that_does_not_lets_live(chapter, capfd)
     assert "test_toy_area" not in capfd.readouterr().out
 
 
-def test_a_mutant_that_never_ends_is_stopped_and_counts_as_killed(chapter, monkeypatch):
-    _tests(chapter, "import time; time.sleep(0 if area(3, 4) == 12 else 600)")
+@pytest.mark.parametrize(
+    "body", ["__import__('time').sleep(0 if area(3, 4) == 12 else 600)", "while area(3, 4) != 12: pass"]
+)
+def test_a_mutant_that_sleeps_or_computes_for_ever_is_stopped_and_counts_as_killed(chapter, monkeypatch, body):
+    _tests(chapter, body)
     monkeypatch.setattr(mutate, "PATIENCE", 0.0)
+    if "sleep" in body:
+        monkeypatch.setattr(mutate, "WAITING", 0.0)
     said = [o.said for o in mutate.judge(chapter, mutate.drawn(chapter, None)) if o.mutant.after == "w / h"]
     assert said == ["timed out"]
+
+
+def test_a_mutant_that_waits_for_its_turn_is_not_late(chapter, monkeypatch):
+    _tests(chapter, "__import__('time').sleep(0 if area(3, 4) == 12 else 8)")
+    monkeypatch.setattr(mutate, "PATIENCE", 0.0)
+    monkeypatch.setattr(mutate, "WAITING", 100.0)
+    assert [o.said for o in mutate.judge(chapter, mutate.drawn(chapter, None)) if o.mutant.after == "w / h"] == [
+        "survived"
+    ]
 
 
 def test_tests_that_are_missing_or_red_before_are_refused(chapter):
