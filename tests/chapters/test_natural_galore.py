@@ -370,11 +370,12 @@ def test_loras_first_step_moves_b_alone_and_by_the_chain_rule(chapter, g):
 @pytest.mark.parametrize("two_sided", [False, True])
 @pytest.mark.parametrize("s", [0, 1, 5])
 def test_the_count_is_that_of_the_tensors_an_optimizer_holds(chapter, g, n, m, two_sided, s):
-    arm = chapter.GaLore(3, 10, chapter.Natural(s=s) if s else None, two_sided=two_sided)
-    arm.step(torch.zeros(n, m).double(), double(g, n, m), 0.1)
-    tensors = [*arm.bases, arm.adam.m, arm.adam.v, arm.transform.window if s else None]
-    held = sum(t.numel() for t in tensors if t is not None)
-    assert chapter.state_numbers(n, m, 3, s, two_sided) == held
+    for rank in (1, 3, 6):
+        arm = chapter.GaLore(rank, 10, chapter.Natural(s=s) if s else None, two_sided=two_sided)
+        arm.step(torch.zeros(n, m).double(), double(g, n, m), 0.1)
+        tensors = [*arm.bases, arm.adam.m, arm.adam.v, arm.transform.window if s else None]
+        held = sum(t.numel() for t in tensors if t is not None)
+        assert chapter.state_numbers(n, m, rank, s, two_sided) == held
 
 
 def test_the_count_of_a_512_layer_is_that_of_the_paper_worked_by_hand(chapter):

@@ -73,6 +73,11 @@ def test_the_spectrum_is_the_mean_over_channels(chapter, g):
 # The corruption
 
 
+def test_an_evenly_corrupted_image_is_a_weighted_sum_of_image_and_noise(chapter, g):
+    x0, eps = torch.randn(2, 3, 2, 6, 6, generator=g, dtype=torch.float64)
+    assert_close(chapter.corrupt(x0, eps, double(0.8), double(0.6)), 0.8 * x0 + 0.6 * eps)
+
+
 def test_the_corrupted_covariance_is_the_fractional_power_of_the_dense_one(chapter):
     lam = chapter.power_law(chapter.frequency(4))
     basis = torch.eye(16, dtype=torch.float64).view(16, 4, 4)
@@ -386,6 +391,26 @@ def test_copies_train_as_if_alone_and_start_alike(chapter):
         return chapter.train_denoisers(models, data, chapter.stack(schedules), generator=g, **options)[1]
 
     assert_close(run(tables)[:, 1], run(tables[1:])[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_number_of_copies_does_not_change_their_steps_however_faint_the_gradient(chapter):
+    class Faint(torch.nn.Module):
+        def __init__(self, K):
+            super().__init__()
+            self.w = torch.nn.Parameter(torch.zeros(K, 2, 1, 1, 1, 1))
+
+        def forward(self, x, _):
+            return 1e-8 * self.w * x  # gradients as small as the number that Adam divides by at least
+
+    data = torch.randn(50, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    tables, ends = [chapter.cosine(chapter.frequency(4), 10)] * 3, []
+    for K in (1, 3):
+        models, g = Faint(K), torch.Generator().manual_seed(2)
+        stacked = chapter.stack(tables[:K])
+        chapter.train_denoisers(models, data, stacked, seeds=2, steps=5, batch=8, lr=1.0, decay=0.5, generator=g)
+        ends.append(models.w[0].detach())
+    assert_close(*ends)
+    assert (ends[0].abs() > 0.1).all()
 
 
 def test_the_average_of_the_weights_is_exponential(chapter):
