@@ -106,7 +106,9 @@ def test_the_importance_of_a_row_belongs_to_an_input(chapter, g):
 
 
 def test_a_row_matters_as_the_sum_of_its_weights(chapter):
-    assert chapter.row_importance(torch.tensor([[1.0, 2.0, 4.0], [0.0, 8.0, 0.0]])).tolist() == [7, 8]
+    fisher = torch.tensor([[1.0, 2.0, 4.0], [0.0, 8.0, 0.0]])
+    assert chapter.row_importance(fisher).tolist() == [7, 8]
+    assert chapter.row_importance(torch.stack([fisher, 2 * fisher])).tolist() == [[7, 8], [14, 16]]  # run by run
 
 
 # The factorisation
@@ -417,6 +419,8 @@ def test_importances_that_make_no_sense_are_refused(chapter, g):
             chapter.fwsvd(W, torch.tensor(bad).double())
     with pytest.raises(ValueError, match=r"one importance a row of W, \(3,\); got \(4,\)"):
         chapter.fwsvd(W, torch.ones(4).double())
+    with pytest.raises(ValueError, match=r"one importance a row of W, \(2, 3\); got \(3,\)"):
+        chapter.fwsvd(torch.stack([W, W]), torch.ones(3).double())  # of each run
 
 
 def test_ranks_outside_the_matrix_are_refused(chapter, g):
