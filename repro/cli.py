@@ -24,6 +24,7 @@ from reprolib.project import ChapterFile, ReproError
 
 Args = argparse.Namespace
 Run = Callable[..., records.Record]  # as runner.run
+THREADS = "chapter"  # name of the threads that run chapters
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,7 +271,7 @@ def _run_each(dues: list[schedule.Due], args: Args, run: Run, jobs: int) -> int:
     budget = schedule.Budget(math.inf if args.budget is None else args.budget)
     tally = schedule.Tally(dues, args.scale, budget)
     try:
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(jobs, thread_name_prefix=THREADS) as pool:
             live = jobs == 1 and args.engine == "local"
             try:
                 for ended in [pool.submit(_run_one, due, args, budget, tally, run, live) for due in dues]:
@@ -279,6 +280,9 @@ def _run_each(dues: list[schedule.Due], args: Args, run: Run, jobs: int) -> int:
                 budget.stop()  # the threads kill their workers and start no other
                 raise
     finally:
+        for thread in threading.enumerate():  # a signal that falls between its start and its entry in the pool's list
+            if thread.name.startswith(THREADS):  # leaves a thread for which the pool does not wait
+                thread.join()
         left = tally.unfinished()
         if args.budget is not None or (left and len(dues) > 1):
             _line(tally.summary() + (f"\n  Go on with: {_again(args, left)}" if left else ""))

@@ -303,6 +303,31 @@ def test_a_command_to_go_on_repeats_every_setting_and_how_the_command_was_called
     assert cli._again(parse(["run", "x"]), ["x"]) == "python3.12 -m repro run x"
 
 
+def test_a_signal_while_a_thread_starts_does_not_lose_its_chapter(repro, checkout, monkeypatch):
+    for slug in "ab":
+        checkout(slug=slug)
+    running, start = [], threading.Thread.start
+
+    def run(chapter, scale, *, stopped, **_):
+        running.append(chapter.slug)
+        while not stopped():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        raise runner.Cut("cut")
+
+    def interrupted(thread):
+        start(thread)
+        while thread.name.endswith("_1") and len(running) < 2:
+            time.sleep(0.01)
+        if thread.name.endswith("_1"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.runner, "run", run)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    code, out, _ = repro("run", "--all", "--jobs", "2")
+    assert code == 130 and "0 done, 0 failed, 2 cut, 0 not started" in out
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_all_threads_and_the_summary_is_still_printed(repro, checkout, monkeypatch, number, code):
     for slug in "abc":
