@@ -40,7 +40,8 @@ class Conditions(NamedTuple):
         """The environment variables of a run under these conditions."""
         threads = dict.fromkeys(("REPRO_THREADS", *POOLS), str(self.threads))
         limit = {"REPRO_MEMORY_MB": str(self.memory_mb)} if self.memory_mb else {}
-        return {"PYTHONHASHSEED": str(self.hash_seed), **threads, **limit}
+        quiet = {"OMP_WAIT_POLICY": "PASSIVE"}  # threads that wait leave the cores to another chapter's
+        return {"PYTHONHASHSEED": str(self.hash_seed), **threads, **limit, **quiet}
 
     def order(self, chapters: Iterable[ChapterFile]) -> list[ChapterFile]:
         """The chapters in this round's order."""
