@@ -99,6 +99,7 @@ def copy(top: Path, folder: Path) -> Path:
     """What the site is made of, in another folder, with the scripts of the last build and none of its pages."""
     for name in site.INPUTS:
         (shutil.copytree if (top / name).is_dir() else shutil.copy)(top / name, folder / name)
+    shutil.copytree(top / "tests" / "chapters", folder / "tests" / "chapters")  # the trust page asks how old they are
     if (top / "_build" / "static").is_dir():
         shutil.copytree(top / "_build" / "static", folder / "_build" / "static")
     return folder
